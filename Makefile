@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+THREADS ?= 1
+
+.PHONY: install quickstart test test-all export readme outputs clean
+
+$(STAMP): settings.ini setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+install: $(STAMP)                 ## a virtual environment with the package and its tools
+
+quickstart: $(STAMP)              ## the main job, offline, on the CPU: text -> concepts -> two models -> scored report
+	$(BIN)/lcm-nb quickstart $(ARGS)
+
+test: $(STAMP)                    ## every notebook and every test but the slow ones
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
+
+test-all: $(STAMP)                ## the slow ones too
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest --slow
+
+export: $(STAMP)                  ## notebooks -> lcm_nb/, README.md; clean notebooks
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(BIN)/python nbs/readme.py
+
+readme: $(STAMP)                  ## README.md from nbs/index.ipynb
+	$(BIN)/python nbs/readme.py
+
+outputs: $(STAMP)                 ## run every notebook and keep what it shows
+	MPLBACKEND=agg $(BIN)/nbdev_test --save --n_workers 1
+	$(BIN)/nbdev_clean
