@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-THREADS ?= 1
+WORKERS ?= 2
 
 .PHONY: install quickstart test test-all export readme outputs clean
 
@@ -17,10 +17,10 @@ quickstart: $(STAMP)              ## the main job, offline, on the CPU: text -> 
 	$(BIN)/lcm-nb quickstart $(ARGS)
 
 test: $(STAMP)                    ## every notebook and every test but the slow ones
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-all: $(STAMP)                ## the slow ones too
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest --slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --slow
 
 export: $(STAMP)                  ## notebooks -> lcm_nb/, README.md; clean notebooks
 	$(BIN)/nbdev_clean

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['from_dict', 'to_dict', 'load_yaml', 'dump_yaml', 'save_yaml', 'replace']
 
-# %% ../../nbs/core/02_config.ipynb #3be384ab
+# %% ../../nbs/core/02_config.ipynb #2741bc59
 import dataclasses, re, types, typing
 from pathlib import Path
 
-# %% ../../nbs/core/02_config.ipynb #55d2ff46
+# %% ../../nbs/core/02_config.ipynb #c1437785
 import cattrs, yaml
 
-# %% ../../nbs/core/02_config.ipynb #444c0bf4
+# %% ../../nbs/core/02_config.ipynb #e99b8b95
 from .errors import UserError, nearest
 from .files import atomic
 
-# %% ../../nbs/core/02_config.ipynb #191b1079
+# %% ../../nbs/core/02_config.ipynb #398c4ca9
 def _strict(kind, *accepted):
     "A cattrs hook that lets values of `accepted` through and refuses the rest"
     def hook(value, _):
@@ -29,7 +29,7 @@ _converter = cattrs.Converter(forbid_extra_keys=True)
 for _kind, _accepted in [(int, (int,)), (float, (float, int)), (str, (str,)), (bool, (bool,))]:
     _converter.register_structure_hook(_kind, _strict(_kind, *_accepted))
 
-# %% ../../nbs/core/02_config.ipynb #2286364f
+# %% ../../nbs/core/02_config.ipynb #d9eda17a
 def _is_union(kind): return typing.get_origin(kind) in (typing.Union, types.UnionType)
 
 def _structure_union(value, kind):
@@ -44,7 +44,7 @@ def _structure_union(value, kind):
 
 _converter.register_structure_hook_func(_is_union, _structure_union)
 
-# %% ../../nbs/core/02_config.ipynb #bbd3cf24
+# %% ../../nbs/core/02_config.ipynb #cc735d62
 def _leaf(error, path=()):
     "The first plain exception in a cattrs error tree, and the path of fields to it"
     while isinstance(error, cattrs.BaseValidationError):
@@ -66,7 +66,7 @@ def _sentence(error, where):
     if isinstance(error, KeyError): return f'{spot}the field {error}{inside} is missing; give it a value.'
     return f"{spot}the field {'.'.join(path) or '(top)'} {error}."
 
-# %% ../../nbs/core/02_config.ipynb #6db54717
+# %% ../../nbs/core/02_config.ipynb #28e103be
 def from_dict(
     cls, # the dataclass to make
     data, # a dictionary of plain values; nested dataclasses are nested dictionaries
@@ -81,14 +81,14 @@ def to_dict(obj) -> dict:
     "The plain values of a dataclass, nested ones too; `from_dict` turns them back"
     return _converter.unstructure(obj)
 
-# %% ../../nbs/core/02_config.ipynb #5b4373fc
+# %% ../../nbs/core/02_config.ipynb #3a827153
 class _Loader(yaml.SafeLoader):
     "PyYAML's safe loader, with `1e-3` a number"
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
-# %% ../../nbs/core/02_config.ipynb #9764f6e0
+# %% ../../nbs/core/02_config.ipynb #9c28ed36
 def load_yaml(
     path, # the file
     cls=None, # a dataclass to read it as; None gives the plain values
@@ -106,7 +106,7 @@ def load_yaml(
     if cls: documents = [from_dict(cls, d or {}, str(path)) for d in documents]
     return documents if every else (documents[0] if documents else {})
 
-# %% ../../nbs/core/02_config.ipynb #374d4caa
+# %% ../../nbs/core/02_config.ipynb #cea3b44b
 def dump_yaml(obj) -> str:
     "A dataclass or plain values as YAML text, fields in their own order"
     return yaml.safe_dump(to_dict(obj), sort_keys=False, allow_unicode=True, width=120)
@@ -115,7 +115,7 @@ def save_yaml(path, obj):
     "Write a dataclass or plain values as YAML, whole or not at all"
     with atomic(path) as f: f.write(dump_yaml(obj))
 
-# %% ../../nbs/core/02_config.ipynb #93b327bd
+# %% ../../nbs/core/02_config.ipynb #91e1ecc4
 def replace(obj, **changes):
     "A copy of a dataclass with dotted fields changed, checked like any other input"
     data = to_dict(obj)

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['default_device', 'has_fast_bf16', 'autocast']
 
-# %% ../../nbs/core/06_device.ipynb #af5cdd62
+# %% ../../nbs/core/06_device.ipynb #84f87eb2
 from contextlib import nullcontext
 
-# %% ../../nbs/core/06_device.ipynb #b2f99a49
+# %% ../../nbs/core/06_device.ipynb #5efcb614
 def default_device() -> str: # "cuda", "mps" or "cpu"
     "The fastest device at hand"
     import torch
     if torch.cuda.is_available(): return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
-# %% ../../nbs/core/06_device.ipynb #446dc23a
+# %% ../../nbs/core/06_device.ipynb #5347ff03
 def has_fast_bf16(device="cpu") -> bool:
     "True where matrix products in bf16 are faster than in fp32"
     import torch
@@ -23,7 +23,7 @@ def has_fast_bf16(device="cpu") -> bool:
     if kind == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
-# %% ../../nbs/core/06_device.ipynb #7efe2547
+# %% ../../nbs/core/06_device.ipynb #c280bfe9
 def autocast(
     device, # where the tensors are
     precision="auto", # "bf16", "no", or "auto": bf16 where it is fast

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'unknown']
 
-# %% ../../nbs/core/01_errors.ipynb #630904cc
+# %% ../../nbs/core/01_errors.ipynb #a35a9ad6
 from difflib import get_close_matches
 
-# %% ../../nbs/core/01_errors.ipynb #fcec81ab
+# %% ../../nbs/core/01_errors.ipynb #40644f15
 class UserError(Exception):
     "Something the user gave cannot be used; the message is one sentence that says what, and the mend"
 
-# %% ../../nbs/core/01_errors.ipynb #68af7bc9
+# %% ../../nbs/core/01_errors.ipynb #badc482e
 def nearest(
     name, # what was asked for
     options, # the names that exist
@@ -25,7 +25,7 @@ def nearest(
     more = ", …" if len(options) > most else ""
     return f" Known: {', '.join(options[:most])}{more}." if options else ""
 
-# %% ../../nbs/core/01_errors.ipynb #f8362b44
+# %% ../../nbs/core/01_errors.ipynb #d022202c
 def unknown(
     kind, # what sort of thing it is: "space", "preset", "option" …
     name, # what was asked for

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['atomic_path', 'atomic', 'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'sha256']
 
-# %% ../../nbs/core/03_files.ipynb #ab1aa13f
+# %% ../../nbs/core/03_files.ipynb #8d8a7081
 import hashlib, json, os, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../../nbs/core/03_files.ipynb #448cd133
+# %% ../../nbs/core/03_files.ipynb #ee518171
 from .errors import UserError
 
-# %% ../../nbs/core/03_files.ipynb #837248c1
+# %% ../../nbs/core/03_files.ipynb #25ef1329
 @contextmanager
 def atomic_path(
     path, # the final name
@@ -30,7 +30,7 @@ def atomic_path(
         if temporary.is_dir(): shutil.rmtree(temporary, ignore_errors=True)
         else: temporary.unlink(missing_ok=True)
 
-# %% ../../nbs/core/03_files.ipynb #9f029666
+# %% ../../nbs/core/03_files.ipynb #dca66eb6
 @contextmanager
 def atomic(path, mode="w"):
     "An open file that appears under `path` only when it is complete"
@@ -39,7 +39,7 @@ def atomic(path, mode="w"):
             yield f
             f.flush(); os.fsync(f.fileno())
 
-# %% ../../nbs/core/03_files.ipynb #548ca605
+# %% ../../nbs/core/03_files.ipynb #0cb4047c
 def write_json(path, obj):
     "Write `obj` as JSON, whole or not at all"
     with atomic(path) as f: json.dump(obj, f, indent=1, ensure_ascii=False); f.write("\n")
@@ -50,7 +50,7 @@ def read_json(path):
     except FileNotFoundError: raise UserError(f"There is no file {path}.") from None
     except ValueError as e: raise UserError(f"{path} is not valid JSON ({e}).") from None
 
-# %% ../../nbs/core/03_files.ipynb #c9f0fd1f
+# %% ../../nbs/core/03_files.ipynb #110a9387
 def append_jsonl(path, obj):
     "Add one line to a JSON-lines file"
     with open(path, "a", encoding="utf-8") as f: f.write(json.dumps(obj, ensure_ascii=False) + "\n")
@@ -61,7 +61,7 @@ def read_jsonl(path) -> list:
     try: return [json.loads(line) for line in lines[:-1] if line]
     except ValueError as e: raise UserError(f"{path} is not valid JSON lines ({e}).") from None
 
-# %% ../../nbs/core/03_files.ipynb #4fadcc69
+# %% ../../nbs/core/03_files.ipynb #562b4acb
 def sha256(path) -> str: # 64 hex digits
     "The SHA-256 of a file's bytes"
     digest = hashlib.sha256()

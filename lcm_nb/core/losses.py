@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Losses']
 
-# %% ../../nbs/core/07_losses.ipynb #9e562871
+# %% ../../nbs/core/07_losses.ipynb #11779ca8
 from typing import Any, NamedTuple
 
-# %% ../../nbs/core/07_losses.ipynb #1af60c34
+# %% ../../nbs/core/07_losses.ipynb #648cea7c
 class Losses(NamedTuple):
     "The loss of one batch, summed over its targets"
     sum: Any # scalar tensor: the summed loss, with its graph

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['languages', 'language', 'iso639_1', 'language_name']
 
-# %% ../../nbs/core/04_names.ipynb #04205b30
+# %% ../../nbs/core/04_names.ipynb #ec4ab8f8
 from functools import cache
 from pathlib import Path
 
-# %% ../../nbs/core/04_names.ipynb #6554b852
+# %% ../../nbs/core/04_names.ipynb #35471685
 from .errors import unknown
 
-# %% ../../nbs/core/04_names.ipynb #3b62eeae
+# %% ../../nbs/core/04_names.ipynb #7cbda369
 @cache
 def languages() -> dict: # code -> (two-letter code or "", English name), in the order of SONAR's token ids
     "The languages of SONAR's text models"
@@ -20,7 +20,7 @@ def languages() -> dict: # code -> (two-letter code or "", English name), in the
     rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
     return {code: (short, name) for code, short, name in rows}
 
-# %% ../../nbs/core/04_names.ipynb #66da7c34
+# %% ../../nbs/core/04_names.ipynb #25271642
 @cache
 def _short_forms():
     "Two- and three-letter forms -> code"
@@ -38,7 +38,7 @@ def language(
     if full is None: raise unknown("language", code, [*languages(), *_short_forms()])
     return full
 
-# %% ../../nbs/core/04_names.ipynb #6eef10d5
+# %% ../../nbs/core/04_names.ipynb #7dca87df
 def iso639_1(code) -> str | None: # "en", or None where the language has no two-letter code
     "The two-letter code of a language, which sentence splitters use"
     return languages()[language(code)][0] or None

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['STYLE', 'PAGE', 'show', 'is_number', 'table_html', 'figure_svg', 'figure_png', 'Report', 'captioned']
 
-# %% ../../nbs/core/08_report.ipynb #60d45856
+# %% ../../nbs/core/08_report.ipynb #2001f6d8
 import base64, html, io, re
 from itertools import zip_longest
 from fastcore.basics import patch
 from .files import atomic
 
-# %% ../../nbs/core/08_report.ipynb #153b23ca
+# %% ../../nbs/core/08_report.ipynb #60bacb66
 STYLE = """
 .report { --paper:#fdfdfb; --ink:#1d2026; --faint:#8a8f98; --line:#d9dbdf; --tint:#f2f3f5; color-scheme: light dark;
   background:var(--paper); color:var(--ink); font:16px/1.55 system-ui,sans-serif; padding:1.5rem; }
@@ -24,13 +24,14 @@ body.report { margin:0 auto; max-width:70rem; }
 .report th, .report td { border-bottom:1px solid var(--line); padding:.3rem .8rem .3rem 0; text-align:left; vertical-align:top; }
 .report th { font-weight:600; border-bottom-width:2px; }
 .report td.num, .report th.num { text-align:right; white-space:nowrap; }
+.report small { display:block; color:var(--faint); font-size:.75em; line-height:1.2; }
 .report .columns table { table-layout:fixed; width:100%; min-width:calc(var(--n)*13rem); }
 .report svg, .report img { max-width:100%; height:auto; }
 .report pre, .report code { background:var(--tint); border-radius:3px; font-size:.85rem; }
 .report pre { padding:.7rem; overflow-x:auto; }
 """
 
-# %% ../../nbs/core/08_report.ipynb #882cae99
+# %% ../../nbs/core/08_report.ipynb #4980c808
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{style}</style></head>
@@ -39,21 +40,22 @@ PAGE = """<!doctype html>
 </body></html>
 """
 
-# %% ../../nbs/core/08_report.ipynb #1a5fcff2
+# %% ../../nbs/core/08_report.ipynb #bf947b06
 def show(value, # anything a table may hold
         ):
-    "The text of a table cell: numbers in three digits, nothing as a dash"
+    "A table cell: numbers in three digits, nothing as a dash, a mean with its interval in small print below"
     if value is None or value != value: return "–"
+    if isinstance(value, tuple): mean, low, high = map(show, value); return f"{mean}<small>{low} … {high}</small>"
     if not isinstance(value, float): return html.escape(str(value))
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
-# %% ../../nbs/core/08_report.ipynb #75bb5b78
+# %% ../../nbs/core/08_report.ipynb #248632c6
 def is_number(value, # a table cell's value
              ):
     "Whether `value` belongs in a column of numbers"
-    return value is None or isinstance(value, (int, float)) or bool(re.match(r"[-−+]?\d", str(value)))
+    return value is None or isinstance(value, (int, float, tuple)) or bool(re.match(r"[-−+]?\d", str(value)))
 
-# %% ../../nbs/core/08_report.ipynb #954cfb6f
+# %% ../../nbs/core/08_report.ipynb #667a1df2
 def table_html(rows, # list of dicts, column name -> value
               ):
     "An HTML table of `rows`"
@@ -63,7 +65,7 @@ def table_html(rows, # list of dicts, column name -> value
     body = [line("td", [show(r.get(n)) for n in names]) for r in rows]
     return "<table>" + "\n".join([line("th", map(html.escape, names)), *body]) + "</table>"
 
-# %% ../../nbs/core/08_report.ipynb #2916de86
+# %% ../../nbs/core/08_report.ipynb #35b07189
 def figure_svg(fig, # matplotlib figure
                salt="", # differs between the figures of one page
               ):
@@ -76,7 +78,7 @@ def figure_svg(fig, # matplotlib figure
     svg = re.sub(r' id="[A-Za-z0-9]+_\d+"', "", svg).replace("#000000", "currentColor").replace("fill: #ffffff", "fill: none")
     return svg.replace("<svg ", '<svg fill="currentColor" ', 1)
 
-# %% ../../nbs/core/08_report.ipynb #ac58cf80
+# %% ../../nbs/core/08_report.ipynb #fbabb051
 def figure_png(fig, # matplotlib figure
                dpi=150, # pixels per inch
               ):
@@ -85,7 +87,7 @@ def figure_png(fig, # matplotlib figure
     fig.savefig(out, format="png", dpi=dpi, bbox_inches="tight")
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
-# %% ../../nbs/core/08_report.ipynb #50cc7333
+# %% ../../nbs/core/08_report.ipynb #8fcf77fa
 class Report:
     "A page that grows from top to bottom and is saved as one HTML file"
     def __init__(self, title, # heading of the page
@@ -94,7 +96,7 @@ class Report:
            ): self.parts.append(part); return self
     def _repr_html_(self): return f'<style>{STYLE}</style><div class="report"><h2>{html.escape(self.title)}</h2>' + "\n".join(self.parts) + "</div>"
 
-# %% ../../nbs/core/08_report.ipynb #a8081834
+# %% ../../nbs/core/08_report.ipynb #42ed4e48
 @patch
 def text(self:Report, md, # Markdown
         ):
@@ -102,7 +104,7 @@ def text(self:Report, md, # Markdown
     import markdown
     return self.add(markdown.markdown(md, extensions=["fenced_code", "tables"]))
 
-# %% ../../nbs/core/08_report.ipynb #a098774a
+# %% ../../nbs/core/08_report.ipynb #726a7480
 def captioned(inner, # HTML
               caption="", # plain text below it
               style="", # attributes of the figure element
@@ -110,7 +112,7 @@ def captioned(inner, # HTML
     "`inner` in a figure element with its caption"
     return f"<figure{style}>{inner}" + (f"<figcaption>{html.escape(caption)}</figcaption>" if caption else "") + "</figure>"
 
-# %% ../../nbs/core/08_report.ipynb #9b2974cf
+# %% ../../nbs/core/08_report.ipynb #f27df98b
 @patch
 def table(self:Report, rows, # list of dicts, column name -> value
           caption="", # plain text below it
@@ -118,7 +120,7 @@ def table(self:Report, rows, # list of dicts, column name -> value
     "Add a table"
     return self.add(captioned(table_html(rows), caption))
 
-# %% ../../nbs/core/08_report.ipynb #e0d72975
+# %% ../../nbs/core/08_report.ipynb #d54812c2
 @patch
 def figure(self:Report, fig, # matplotlib figure
            caption="", # plain text below it
@@ -128,7 +130,7 @@ def figure(self:Report, fig, # matplotlib figure
     inner = figure_png(fig) if format == "png" else figure_svg(fig, salt=str(len(self.parts)))
     return self.add(captioned(inner, caption))
 
-# %% ../../nbs/core/08_report.ipynb #0d9b14f0
+# %% ../../nbs/core/08_report.ipynb #5d918319
 @patch
 def columns(self:Report, columns, # dict: heading -> list of texts, or one text
             caption="", # plain text below them
@@ -138,7 +140,7 @@ def columns(self:Report, columns, # dict: heading -> list of texts, or one text
     rows = [dict(zip(columns, (x or "" for x in row))) for row in zip_longest(*lists)]
     return self.add(captioned(table_html(rows), caption, f' class="columns" style="--n:{len(columns)}"'))
 
-# %% ../../nbs/core/08_report.ipynb #b541d47d
+# %% ../../nbs/core/08_report.ipynb #2e10a9c8
 @patch
 def details(self:Report, title, # always visible
             text, # shown when opened, as it is
@@ -146,7 +148,7 @@ def details(self:Report, title, # always visible
     "Add a text that opens on a click"
     return self.add(f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>")
 
-# %% ../../nbs/core/08_report.ipynb #70a2fcab
+# %% ../../nbs/core/08_report.ipynb #4e56ae8d
 @patch
 def save(self:Report, path, # where to
         ):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['key_seed', 'generator', 'normal', 'numpy_rng']
 
-# %% ../../nbs/core/05_rng.ipynb #cd5da033
+# %% ../../nbs/core/05_rng.ipynb #536e6a60
 import hashlib, json
 
-# %% ../../nbs/core/05_rng.ipynb #c7c75df9
+# %% ../../nbs/core/05_rng.ipynb #79f72d3c
 def key_seed(
     *keys, # plain values: numbers, strings, lists of them
 ) -> int: # 0 … 2**63-1
@@ -16,7 +16,7 @@ def key_seed(
     digest = hashlib.blake2b(json.dumps(keys).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
-# %% ../../nbs/core/05_rng.ipynb #7f0efb23
+# %% ../../nbs/core/05_rng.ipynb #6153f0f7
 def generator(*keys, device="cpu"):
     "A torch generator seeded by the keys"
     import torch

@@ -9,7 +9,7 @@ __all__ = ['LANGUAGES', 'FEMALE', 'MALE', 'WORDS', 'NOUNS', 'ADJECTIVES', 'DOMAI
            'check_language', 'tell', 'Reader', 'reader', 'merge', 'read_as', 'parse', 'n_events', 'random_events',
            'tokens', 'join', 'samples', 'words']
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #71b7c41c
+# %% ../../nbs/worlds/01_lexicon.ipynb #8df98ba9
 import math, random, re
 from collections import defaultdict
 from functools import lru_cache
@@ -17,7 +17,7 @@ from itertools import product
 from typing import NamedTuple
 from ..core.errors import UserError, unknown
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #df88f6d4
+# %% ../../nbs/worlds/01_lexicon.ipynb #9c818cb6
 class Event(NamedTuple):
     "One thing that happens: the name of a sentence form, and its values"
     kind: str # name of a sentence form
@@ -25,7 +25,7 @@ class Event(NamedTuple):
 
 LANGUAGES = ["eng_Latn", "fra_Latn", "deu_Latn"]
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #c127abff
+# %% ../../nbs/worlds/01_lexicon.ipynb #e0891fe8
 def rows(heads, # names of the forms per language, "to at; to at until; to at"
          text, # one word per line: "id: english forms; french forms; german forms"
         ) -> dict: # id -> language -> form -> text
@@ -37,7 +37,7 @@ def rows(heads, # names of the forms per language, "to at; to at until; to at"
         out[key.strip()] = {l: dict(zip(h, c, strict=True)) for l,h,c in zip(LANGUAGES, heads, cells, strict=True)}
     return out
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #d16c9981
+# %% ../../nbs/worlds/01_lexicon.ipynb #0491eb74
 FEMALE = "Anna Clara Emma Greta Hanna Lina Marta Nora Paula Sofia".split()
 MALE = "Anton Bruno David Emil Felix Jonas Leo Oskar Otto Paul".split()
 WORDS = {}
@@ -45,7 +45,7 @@ WORDS["name"] = {n: {"eng_Latn": dict(base=n, her="her" if n in FEMALE else "his
                      "fra_Latn": dict(base=n, e="e" if n in FEMALE else ""),
                      "deu_Latn": dict(base=n, ihrer="ihrer" if n in FEMALE else "seiner")} for n in FEMALE + MALE}
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #9d5e4e74
+# %% ../../nbs/worlds/01_lexicon.ipynb #1fe1a003
 WORDS["time"] = rows("base; base; base", """
 before breakfast: before breakfast; avant le petit déjeuner; vor dem Frühstück
 early in the morning: early in the morning; tôt le matin; früh am Morgen
@@ -71,7 +71,7 @@ library: to the library, in the library; à la bibliothèque, à la bibliothèqu
 school: to the school, at the school; à l'école, à l'école, jusqu'à l'école; zur Schule, in der Schule
 """)
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #b5d0fa70
+# %% ../../nbs/worlds/01_lexicon.ipynb #6ee91afc
 WORDS["spot"] = rows("base; base; base", """
 bench: under the bench; sous le banc; unter der Bank
 tree: behind the tree; derrière l'arbre; hinter dem Baum
@@ -98,7 +98,7 @@ roof: onto the roof, on the roof, off the roof; sur le toit, sur le toit; auf da
 treetop: into the tree, in the tree, out of the tree; dans l'arbre, dans l'arbre; in den Baum, im Baum, vom Baum
 """)
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #2a93ac46
+# %% ../../nbs/worlds/01_lexicon.ipynb #724162c8
 WORDS["weather"] = rows("base; base; base", """
 sun: the sun was shining; le soleil brillait; schien die Sonne
 clouds: grey clouds covered the sky; des nuages gris couvraient le ciel; hingen graue Wolken am Himmel
@@ -111,7 +111,7 @@ hot: it was very hot; il faisait très chaud; war es sehr heiß
 moon: the moon was shining; la lune brillait; schien der Mond
 """)
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #86458374
+# %% ../../nbs/worlds/01_lexicon.ipynb #509bc097
 WORDS["mood"] = rows("base; m f; verb rest", """
 hungry: hungry; avait faim, avait faim; hatte, Hunger
 thirsty: thirsty; avait soif, avait soif; hatte, Durst
@@ -131,7 +131,7 @@ proud: proud; était fier, était fière; war, stolz
 glad: glad; était content, était contente; war, froh
 """)
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #7ac53653
+# %% ../../nbs/worlds/01_lexicon.ipynb #d0756aca
 WORDS["food"] = rows("base; base; base", """
 bread: some bread; du pain; Brot
 cheese: some cheese; du fromage; Käse
@@ -166,7 +166,7 @@ hammer: a hammer, the hammer; un marteau, le marteau; einen Hammer, dem Hammer
 wire: some wire, the wire; du fil de fer, le fil de fer; Draht, dem Draht
 """)
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #f22089d3
+# %% ../../nbs/worlds/01_lexicon.ipynb #b3c40ea6
 WORDS["use"] = rows("base; base; base", """
 lamp: lit the lamp; a allumé la lampe; zündete die Lampe an
 key: opened a door with the key; a ouvert une porte avec la clé; öffnete mit dem Schlüssel eine Tür
@@ -204,7 +204,7 @@ all well: everything was fine again.; tout allait bien de nouveau.; alles war wi
 remembered: nobody ever forgot that day.; personne n'a jamais oublié ce jour.; niemand vergaß je diesen Tag.
 """)
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #610975c8
+# %% ../../nbs/worlds/01_lexicon.ipynb #e4c54ffa
 def table(text): return {k.strip(): [c.split() for c in v.split(";")] for k,v in (l.split(":") for l in text.strip().splitlines())}
 
 NOUNS = table("""
@@ -266,14 +266,14 @@ fat: fat; gros grosse before; dick
 DOMAINS = dict(thing=list(NOUNS)[:16], animal=list(NOUNS)[16:26], persona=list(NOUNS)[26:],
                attr=list(ADJECTIVES)[:10], quality=list(ADJECTIVES)[10:], **{d: list(t) for d,t in WORDS.items()})
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #90529512
+# %% ../../nbs/worlds/01_lexicon.ipynb #7efdb145
 def np_eng(noun, adj, form):
     "English noun phrase: `the` or `a`"
     words = [*(ADJECTIVES[adj][0] if adj else []), *NOUNS[noun][0]]
     article = "the" if form == "the" else "an" if words[0][0] in "aeiou" else "a"
     return " ".join([article, *words])
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #488e6933
+# %% ../../nbs/worlds/01_lexicon.ipynb #dffcf3cb
 FRENCH = dict(le=("le","la"), un=("un","une"), au=("au","à la"))
 
 def np_fra(noun, adj, form):
@@ -284,7 +284,7 @@ def np_fra(noun, adj, form):
     *forms, before = ADJECTIVES[adj][1] if len(ADJECTIVES[adj][1]) == 3 else [*ADJECTIVES[adj][1], None]
     return " ".join([FRENCH[form][i], *((forms[i], word) if before else (word, forms[i]))])
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #e7e47dd0
+# %% ../../nbs/worlds/01_lexicon.ipynb #f13e5a89
 GERMAN = dict(der=("der e","die e","das e"), den=("den en","die e","das e"), dem=("dem en","der en","dem en"),
               ein=("ein er","eine e","ein es"), einen=("einen en","eine e","ein es"), einem=("einem en","einer en","einem en"))
 
@@ -296,7 +296,7 @@ def np_deu(noun, adj, form):
 
 NOUN_PHRASE = dict(zip(LANGUAGES, (np_eng, np_fra, np_deu)))
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #b3a9e5cc
+# %% ../../nbs/worlds/01_lexicon.ipynb #0f9c1263
 FORM_TEXT = """
 went
 {time} {hero} went {place:to}.
@@ -714,7 +714,7 @@ Fin du texte.
 Ende des Textes.
 """
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #80967252
+# %% ../../nbs/worlds/01_lexicon.ipynb #452909f1
 def read_forms(text):
     "Sentence forms by name: language -> template"
     blocks = [b.splitlines() for b in text.strip().split("\n\n")]
@@ -722,7 +722,7 @@ def read_forms(text):
 
 FORMS = read_forms(FORM_TEXT)
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #7805a9f0
+# %% ../../nbs/worlds/01_lexicon.ipynb #c4a874ab
 def pieces(template) -> list: # text or (slots, form)
     "Split a template into literals and placeholders"
     out = re.split(r"\{([^}]*)\}", template)
@@ -738,7 +738,7 @@ def slots_of(template) -> tuple:
 SLOTS = {kind: slots_of(f["eng_Latn"]) for kind,f in FORMS.items()}
 DOMAIN = {s: s for s in DOMAINS} | dict(hero="name", friend="name", who="name")
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #3b5221a8
+# %% ../../nbs/worlds/01_lexicon.ipynb #e586851b
 def poss(hero, friend): return (["sein","ihr"][hero in FEMALE] + ["en Freund","e Freundin"][friend in FEMALE])
 
 def surface(domains, # of the slots in the placeholder
@@ -756,7 +756,7 @@ def surfaces(domains, form, lang) -> dict: # values -> text
     "All that a placeholder can say"
     return {ids: surface(domains, form, lang, ids) for ids in product(*(DOMAINS[d] for d in domains))}
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #6e07c36a
+# %% ../../nbs/worlds/01_lexicon.ipynb #6ec0b325
 def valid(event) -> bool:
     "Whether the event is one of this world"
     slots = SLOTS.get(event.kind)
@@ -764,7 +764,7 @@ def valid(event) -> bool:
     v = dict(zip(slots, event.values))
     return all(x in DOMAINS[DOMAIN[s]] for s,x in v.items()) and (v.get("hero") is None or v["hero"] != v.get("friend"))
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #91163a10
+# %% ../../nbs/worlds/01_lexicon.ipynb #befe3726
 def capital(s): return s[:1].upper() + s[1:]
 
 @lru_cache(None)
@@ -785,7 +785,7 @@ def tell(event, lang="eng_Latn") -> str:
     v = event.values
     return capital("".join(p if isinstance(p, str) else p[1][tuple(v[i] for i in p[0])] for p in plan(event.kind, lang)))
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #8d81b947
+# %% ../../nbs/worlds/01_lexicon.ipynb #84ec71b4
 class Reader(NamedTuple):
     "A template ready for reading"
     literal: str # longest literal piece, a quick filter
@@ -804,7 +804,7 @@ def reader(kind, lang) -> Reader:
         out += f"({'|'.join(sorted(map(re.escape, back), key=len, reverse=True))})"
     return Reader(max((p for p in ps if isinstance(p, str)), key=len, default=""), re.compile(out), groups)
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #dfdc085a
+# %% ../../nbs/worlds/01_lexicon.ipynb #112a70a5
 def merge(groups) -> list: # of slot -> value
     "All assignments on which the groups agree; each group is its slots and their possible values"
     found = [{}]
@@ -813,7 +813,7 @@ def merge(groups) -> list: # of slot -> value
                  if all(f.get(s, x) == x for s,x in zip(slots, o))]
     return found
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #06650811
+# %% ../../nbs/worlds/01_lexicon.ipynb #5f5e11d5
 def read_as(kind, sentence, lang) -> list: # events
     "Readings of a sentence as the form `kind`"
     r = reader(kind, lang)
@@ -827,13 +827,13 @@ def parse(sentence, lang="eng_Latn") -> Event|None:
     check_language(lang)
     return next((e for kind in FORMS for e in read_as(kind, sentence, lang)), None)
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #deb0e970
+# %% ../../nbs/worlds/01_lexicon.ipynb #3edd25c3
 def n_events(kind) -> int:
     "Number of events of one form"
     n = math.prod(len(DOMAINS[DOMAIN[s]]) for s in SLOTS[kind])
     return n*19//20 if {"hero","friend"} <= set(SLOTS[kind]) else n
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #399e21ed
+# %% ../../nbs/worlds/01_lexicon.ipynb #26e088ad
 def random_events(n, seed=0) -> list:
     "`n` events spread over the whole event space"
     rng, kinds = random.Random(f"events:{seed}"), list(FORMS)
@@ -844,7 +844,7 @@ def random_events(n, seed=0) -> list:
         if valid(e): out.append(e)
     return out
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #04a17665
+# %% ../../nbs/worlds/01_lexicon.ipynb #96905831
 TOKEN = re.compile(r"\w+'|\w+(?:-\w+)*|[^\w\s]")
 
 def tokens(text) -> list: return TOKEN.findall(text)
@@ -861,7 +861,7 @@ def join(tokens, lang="eng_Latn") -> str:
         inside ^= quote
     return out
 
-# %% ../../nbs/worlds/01_lexicon.ipynb #1bcd80f2
+# %% ../../nbs/worlds/01_lexicon.ipynb #8d8453b1
 def samples(kind) -> list: # events
     "Events of a form in which each placeholder says everything that it can"
     slots, groups = SLOTS[kind], {p[0] for f in FORMS[kind].values() for p in pieces(f) if not isinstance(p, str)}

@@ -11,7 +11,7 @@ __all__ = ['END', 'PLACES', 'ATTRS', 'QUALITIES', 'EATS', 'TOOLS', 'TURNS', 'BRE
            'join_hero', 'set_thing', 'darken', 'apply', 'required', 'Choice', 'distribution', 'positions', 'group',
            'first', 'menu', 'Story', 'probability', 'StoryWorld', 'next_events', 'draw', 'sample', 'sample_story']
 
-# %% ../../nbs/worlds/02_stories.ipynb #fcea0e54
+# %% ../../nbs/worlds/02_stories.ipynb #227635ea
 import math, random
 from functools import lru_cache
 from itertools import product
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from ..core.errors import unknown
 from .lexicon import Event, LANGUAGES, DOMAINS, SLOTS, parse, random_events, tell, words
 
-# %% ../../nbs/worlds/02_stories.ipynb #f963944d
+# %% ../../nbs/worlds/02_stories.ipynb #3f7aeda5
 class State(NamedTuple):
     "All that matters of the story so far"
     n: int = 0 # sentences told
@@ -58,7 +58,7 @@ class State(NamedTuple):
 
 END = Event("end")
 
-# %% ../../nbs/worlds/02_stories.ipynb #e4f8f1dd
+# %% ../../nbs/worlds/02_stories.ipynb #398d253e
 class Place(NamedTuple):
     "Facts about a place"
     open: bool # under the sky
@@ -83,7 +83,7 @@ PLACES = {k: Place("open" in flags, "water" in flags, spots.split(), animals.spl
 
 def split_table(text): return {k.strip(): v.split() for k,v in (l.split(":") for l in text.strip().splitlines())}
 
-# %% ../../nbs/worlds/02_stories.ipynb #f653d68e
+# %% ../../nbs/worlds/02_stories.ipynb #189ac03f
 ATTRS = split_table("""
 lamp: golden old green small
 key: golden small old black
@@ -151,7 +151,7 @@ COLD = "snow cold wind rain".split()
 LATE = ["in the evening", "after dinner"]
 NEEDS = "hungry thirsty tired cold".split()
 
-# %% ../../nbs/worlds/02_stories.ipynb #c0b121e7
+# %% ../../nbs/worlds/02_stories.ipynb #0ed0873b
 def ranked(xs): return {x: 1/(1+i) for i,x in enumerate(xs)}
 
 def sky(s, options) -> list:
@@ -172,7 +172,7 @@ def pairs(keys, table) -> dict: # (key, value) -> weight
 
 THINGS = pairs(ATTRS, ATTRS)
 
-# %% ../../nbs/worlds/02_stories.ipynb #af7e8b90
+# %% ../../nbs/worlds/02_stories.ipynb #2504901e
 def opening(s):
     "The first sentence, and the arrival"
     if s.n == 0:
@@ -181,7 +181,7 @@ def opening(s):
         yield "left", 1, dict(time=DOMAINS["time"], hero=hero, mood="hungry tired cheerful lonely bored curious".split())
     else: yield "arrived", 1, dict(hero=s.hero, place=DOMAINS["place"])
 
-# %% ../../nbs/worlds/02_stories.ipynb #333fc9b7
+# %% ../../nbs/worlds/02_stories.ipynb #bc8511e6
 def scene(s):
     "Weather, darkness, needs: may happen nearly always"
     here = PLACES[s.place]
@@ -205,7 +205,7 @@ def relief(s):
         yield "hopped", 4, dict(hero=s.hero)
         if s.here: yield "wrapped", 5, dict(friend=s.friend, hero=s.hero, clothes=DOMAINS["clothes"])
 
-# %% ../../nbs/worlds/02_stories.ipynb #10cc1324
+# %% ../../nbs/worlds/02_stories.ipynb #8aef613b
 def setting(s):
     "Friend, animal and thing come into the story"
     who = dict(hero=s.hero, friend=names(s))
@@ -233,7 +233,7 @@ def possession(s):
         yield "walked_on", .4, dict(hero=s.hero, place=away)
         if s.here: yield "walked_together", .8, dict(hero=s.hero, friend=s.friend, place=away)
 
-# %% ../../nbs/worlds/02_stories.ipynb #8937a1f0
+# %% ../../nbs/worlds/02_stories.ipynb #56f1f278
 def trouble(s):
     "The problem: what is had can be lost, what is wanted can be too dear"
     it, here = {"thing attr": (s.thing, s.attr)}, PLACES[s.place]
@@ -248,7 +248,7 @@ def trouble(s):
     if here.open: yield "fell", 1.2, {**it, "trap": ["water","hole"] if here.water else ["well","hole"]}
     if here.open and s.weather == "wind" and s.thing in LIGHT: yield "blew", 3, {**it, "trap": ["roof","treetop"]}
 
-# %% ../../nbs/worlds/02_stories.ipynb #d0c7feec
+# %% ../../nbs/worlds/02_stories.ipynb #bf1e3439
 def answers(s):
     "The friend answers"
     if s.pending == "help":
@@ -271,7 +271,7 @@ def reactions(s):
     if not s.here and not s.away and not (s.problem == "lost" and s.hint): yield "came_running", 1.3, dict(friend=names(s))
     if s.here and not s.ready and s.problem not in ("lost","stolen"): yield "asked_help", 1.4, dict(hero=s.hero, friend=s.friend)
 
-# %% ../../nbs/worlds/02_stories.ipynb #4023f6f1
+# %% ../../nbs/worlds/02_stories.ipynb #39f58178
 def finding(s):
     "A lost thing is searched and found; what the friend advised is true"
     it, left = {"thing attr": (s.thing, s.attr)}, [p for p in PLACES[s.place].spots if p not in s.tried]
@@ -301,7 +301,7 @@ def provisions(s, foods):
     yield "fetched", 1.3, dict(hero=s.hero, food=foods)
     if s.here: yield "gave_food", 3, dict(friend=s.friend, hero=s.hero, food=foods)
 
-# %% ../../nbs/worlds/02_stories.ipynb #5160289e
+# %% ../../nbs/worlds/02_stories.ipynb #4488f3dc
 def mending(s):
     "What is broken or stuck needs the right tool"
     it, tools = {"thing attr": (s.thing, s.attr)}, TOOLS[s.trap or "broken"]
@@ -331,7 +331,7 @@ def way_out(s):
     yield from dict(lost=finding, stolen=chasing, broken=mending, stuck=mending, poor=trading, price=trading)[s.problem](s)
     if s.n >= 7 and not s.ready and not s.present and not s.need and s.problem not in ("poor","price"): yield "gave_up", .4, dict(hero=s.hero)
 
-# %% ../../nbs/worlds/02_stories.ipynb #ced3982e
+# %% ../../nbs/worlds/02_stories.ipynb #a86595b3
 def usable(s) -> bool:
     "Whether this is the weather and the hour for the thing"
     wet = s.weather == "rain" and PLACES[s.place].open
@@ -362,7 +362,7 @@ def joys(s):
     if s.here: yield "went_home_both", 1 + .3*s.after, both
     else: yield "went_home", 1 + .3*s.after, dict(hero=s.hero)
 
-# %% ../../nbs/worlds/02_stories.ipynb #d4982baf
+# %% ../../nbs/worlds/02_stories.ipynb #7b447177
 def ending(s):
     "Last sentences, and the end"
     if s.home: yield "slept", 1.5, dict(hero=s.hero)
@@ -385,7 +385,7 @@ def rules(s):
         if s.solved == "yes" and not s.home: yield from joys(s)
         if s.solved: yield from ending(s)
 
-# %% ../../nbs/worlds/02_stories.ipynb #5c2ab5cb
+# %% ../../nbs/worlds/02_stories.ipynb #d15b4f3e
 def solve(s, **_): return dict(solved="yes", problem=None, trap=None, ready=None)
 def relieve(s, **_): return dict(need=None)
 def lose(s, **_): return dict(problem="lost")
@@ -400,7 +400,7 @@ def darken(s, **_):
     "Night: the sun is gone"
     return dict(night=True, weather=None if s.weather in ("sun","hot") else s.weather)
 
-# %% ../../nbs/worlds/02_stories.ipynb #bd47fa51
+# %% ../../nbs/worlds/02_stories.ipynb #8b3ccd49
 EFFECTS = {
     "went": lambda s, time, hero, place: dict(hero=hero, place=place, night=time in LATE),
     "left": lambda s, time, hero, mood: dict(hero=hero, night=time in LATE, need=mood if mood in NEEDS else None, lonely=mood == "lonely"),
@@ -444,7 +444,7 @@ def apply(s, event) -> State:
     change = effect(s, **dict(zip(SLOTS[event.kind], event.values))) if effect else {}
     return s._replace(n=s.n+1, said=s.said | {event.kind}, after=s.after + bool(s.solved), **change)
 
-# %% ../../nbs/worlds/02_stories.ipynb #49a3d9e8
+# %% ../../nbs/worlds/02_stories.ipynb #e9b7b1e8
 MAX_LENGTH = 12
 
 def required(s) -> int:
@@ -458,7 +458,7 @@ def required(s) -> int:
                 poor=1 if s.ready else 2, price=1 if s.ready else 2 if s.food == s.price else 3)
     return r + left[s.problem] + 1
 
-# %% ../../nbs/worlds/02_stories.ipynb #68e48233
+# %% ../../nbs/worlds/02_stories.ipynb #f7bc51c3
 class Choice(NamedTuple):
     "A kind that may come next"
     p: float # probability of the kind
@@ -484,7 +484,7 @@ def first(choice, kind) -> Event:
     v = {i: x for where,d in choice.groups for i,x in zip(where, next(iter(d)))}
     return Event(kind, tuple(v[i] for i in range(len(v))))
 
-# %% ../../nbs/worlds/02_stories.ipynb #0b5f47ee
+# %% ../../nbs/worlds/02_stories.ipynb #206d5f8e
 REPEATABLE = {"searched", "not_known", END.kind}
 
 @lru_cache(20_000)
@@ -498,7 +498,7 @@ def menu(s) -> dict: # kind -> Choice
     total = sum(c.p for c in out.values())
     return {k: c._replace(p=c.p/total) for k,c in out.items()}
 
-# %% ../../nbs/worlds/02_stories.ipynb #69bf6fdf
+# %% ../../nbs/worlds/02_stories.ipynb #fd5a097f
 class Story(NamedTuple):
     "A story: its events; the end is not one of them"
     events: tuple
@@ -533,7 +533,7 @@ class StoryWorld:
         "The state after `event`, or None if it is impossible now"
         return apply(state, event) if self.prob(event, state) > 0 else None
 
-# %% ../../nbs/worlds/02_stories.ipynb #ffe41942
+# %% ../../nbs/worlds/02_stories.ipynb #01cf81f5
 @patch
 def replay(self:StoryWorld, events) -> State|None:
     "The state after a sequence of events, or None if it is impossible"
@@ -555,7 +555,7 @@ def consistent(self:StoryWorld, sentence, # or an event
     e = self.parse(sentence, lang) if isinstance(sentence, str) else sentence
     return e is not None and self.prob(e, state) > 0
 
-# %% ../../nbs/worlds/02_stories.ipynb #e3f72997
+# %% ../../nbs/worlds/02_stories.ipynb #5c2ff525
 @lru_cache(2_000)
 def next_events(s) -> tuple: # (event, probability)
     "All that may come next"
@@ -577,7 +577,7 @@ def kinds(self:StoryWorld, state) -> dict: # kind -> probability
     "The exact distribution of the next event's kind"
     return {k: c.p for k,c in menu(state).items()}
 
-# %% ../../nbs/worlds/02_stories.ipynb #e40597cc
+# %% ../../nbs/worlds/02_stories.ipynb #b50a4c16
 @patch
 def entropy(self:StoryWorld, state) -> float:
     "Entropy of the next event in bits"
@@ -593,7 +593,7 @@ def mode_coverage(self:StoryWorld, events, state) -> float: # 0 to 1
     "Share of the probability of the next kinds that possible `events` reach"
     return sum(self.kinds(state)[k] for k in {e.kind for e in events if e is not None and self.prob(e, state) > 0})
 
-# %% ../../nbs/worlds/02_stories.ipynb #ad3b94e3
+# %% ../../nbs/worlds/02_stories.ipynb #44f3f611
 def draw(rng, d): return rng.choices(list(d), list(d.values()))[0]
 
 def sample(s, rng) -> Event:
