@@ -57,7 +57,7 @@ def _run(command, args):
         parsed = tyro.cli(getattr(importlib.import_module(module), options), args=_spelling(command, args, positional), prog=f"lcm-nb {command}")
     getattr(importlib.import_module(module), function)(parsed)
 
-# %% ../nbs/cli/01_cli.ipynb #85842b5b
+# %% ../nbs/cli/01_cli.ipynb #05bc963c
 def run_command(args) -> int: # exit code
     "Run one command and turn what users can mend into one sentence"
     try:
@@ -66,7 +66,7 @@ def run_command(args) -> int: # exit code
         _run(args[0], args[1:])
         return 0
     except UserError as e: print(f"lcm-nb: {e}", file=sys.stderr); return 2
-    except KeyboardInterrupt as e: print(f"lcm-nb: {e or 'interrupted'}", file=sys.stderr); return 130
+    except KeyboardInterrupt as e: print(f"lcm-nb: {str(e) or 'interrupted'}", file=sys.stderr); return 130
 
 def main(args=None):
     "Entry point of `lcm-nb` and `python -m lcm_nb`"

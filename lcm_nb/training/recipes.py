@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-# %% ../../nbs/training/02_recipes.ipynb #c3bc45aa
+# %% ../../nbs/training/02_recipes.ipynb #fe5a8de0
 from ..core.config import from_dict, load_yaml, replace
 from ..core.errors import unknown
-from ..data.batches import BatchOptions
+from ..data.options import BatchOptions
 from .schedules import ScheduleOptions
 
 # %% ../../nbs/training/02_recipes.ipynb #fb5df1d4
@@ -65,16 +65,16 @@ class SpaceRecipe:
     run_dir: str | None = None # where everything is written; None: runs/space_mini
     training: TrainingOptions = field(default_factory=TrainingOptions) # how to train
 
-# %% ../../nbs/training/02_recipes.ipynb #54c7dc3e
+# %% ../../nbs/training/02_recipes.ipynb #481cf1b7
 _SIZES = ["mini", "10m", "39m", "100m", "1_6B", "7B"]
 _MODELS = {"base": "base_lcm", "two_tower": "two_tower_diffusion_lcm"}
 
 def _pretrain(model, size):
     "Unsupervised: predict every next sentence of a document"
-    batch = BatchOptions(max_tokens=7168, wrap=128)
+    batch = BatchOptions(max_tokens=7168, wrap=128, source_suffix_text="End of text.")
     training = TrainingOptions(max_steps=250_000, lr=4e-4, schedule=ScheduleOptions(warmup=10_000), log_every=100,
                                validate_every=10_000, checkpoint_every=2_000)
-    return LCMRecipe(preset=f"{_MODELS[model]}_{size}", train=["pretraining_data=train"], validation=["pretraining_data=validation"],
+    return LCMRecipe(preset=f"{_MODELS[model]}_{size}", train=["wikipedia_en=train"], validation=["wikipedia_en=validation"],
                      batch=batch, training=training)
 
 def _finetune(model, size):
@@ -82,17 +82,17 @@ def _finetune(model, size):
     training = TrainingOptions(max_steps=20_000, lr={"base": 3e-5, "two_tower": 3e-4}[model], weight_decay=0.01, betas=[0.9, 0.98], eps=1e-6,
                                schedule=ScheduleOptions(warmup=3_000, start_lr=1e-6, final_lr=1e-6), log_every=100,
                                validate_every=1_000, checkpoint_every=1_000)
-    return LCMRecipe(preset=f"{_MODELS[model]}_{size}", train=["finetuning_data=train"], validation=["finetuning_data=validation"],
-                     batch=BatchOptions(max_tokens=7168), training=training)
+    return LCMRecipe(preset=f"{_MODELS[model]}_{size}", train=["questions=train"], validation=["questions=validation"],
+                     batch=BatchOptions(max_tokens=7168, source_suffix_text="[MODEL]:", target_suffix_text="End of text."), training=training)
 
-# %% ../../nbs/training/02_recipes.ipynb #f5e51444
+# %% ../../nbs/training/02_recipes.ipynb #45ec6ebf
 def _mini(model):
     "Small enough for minutes on a CPU"
-    steps = {"base": 2000, "two_tower": 1400}[model]
+    steps = {"base": 6000, "two_tower": 8000}[model]
     training = TrainingOptions(max_steps=steps, lr=2e-3, weight_decay=0.01, max_grad_norm=5.0, validate_every=500, checkpoint_every=500,
                                schedule=ScheduleOptions(warmup=100, final_lr=2e-5))
     return LCMRecipe(preset=f"{_MODELS[model]}_mini", train=["stories=train"], validation=["stories=validation"],
-                     batch=BatchOptions(batch_size=64), training=training)
+                     batch=BatchOptions(batch_size=64, source_suffix_text="End of text."), training=training)
 
 def space_mini():
     "The shipped `mini` space"
