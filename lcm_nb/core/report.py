@@ -11,12 +11,12 @@ from itertools import zip_longest
 from fastcore.basics import patch
 from .files import atomic
 
-# %% ../../nbs/core/08_report.ipynb #60bacb66
+# %% ../../nbs/core/08_report.ipynb #1bdba252
 STYLE = """
 .report { --paper:#fdfdfb; --ink:#1d2026; --faint:#8a8f98; --line:#d9dbdf; --tint:#f2f3f5; color-scheme: light dark;
   background:var(--paper); color:var(--ink); font:16px/1.55 system-ui,sans-serif; padding:1.5rem; }
 @media (prefers-color-scheme: dark) { .report { --paper:#16181c; --ink:#e7e8ea; --faint:#8f949d; --line:#363a42; --tint:#20232a; } }
-body.report { margin:0 auto; max-width:70rem; }
+body.report { margin:0 auto; max-width:76rem; }
 .report h1, .report h2, .report h3 { line-height:1.2; margin:2rem 0 .6rem; }
 .report figure { margin:1.2rem 0; overflow-x:auto; }
 .report figcaption { color:var(--faint); font-size:.9rem; margin:.3rem 0; max-width:48rem; }
@@ -25,6 +25,8 @@ body.report { margin:0 auto; max-width:70rem; }
 .report th { font-weight:600; border-bottom-width:2px; }
 .report td.num, .report th.num { text-align:right; white-space:nowrap; }
 .report small { display:block; color:var(--faint); font-size:.75em; line-height:1.2; }
+.report .columns { display:flex; flex-direction:column; }
+.report .columns figcaption { order:-1; color:var(--ink); }
 .report .columns table { table-layout:fixed; width:100%; min-width:calc(var(--n)*13rem); }
 .report svg, .report img { max-width:100%; height:auto; }
 .report pre, .report code { background:var(--tint); border-radius:3px; font-size:.85rem; }
@@ -130,10 +132,10 @@ def figure(self:Report, fig, # matplotlib figure
     inner = figure_png(fig) if format == "png" else figure_svg(fig, salt=str(len(self.parts)))
     return self.add(captioned(inner, caption))
 
-# %% ../../nbs/core/08_report.ipynb #5d918319
+# %% ../../nbs/core/08_report.ipynb #400b4c6b
 @patch
 def columns(self:Report, columns, # dict: heading -> list of texts, or one text
-            caption="", # plain text below them
+            caption="", # plain text above them
            ):
     "Add texts side by side, row by row"
     lists = [[v] if isinstance(v, str) else list(v) for v in columns.values()]
