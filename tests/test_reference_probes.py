@@ -1,5 +1,4 @@
 """Values measured on the reference implementation with weights and inputs that a formula gives, so that no file is needed."""
-import math
 
 import pytest
 import torch
@@ -7,7 +6,7 @@ import torch
 from lcm_nb.core.config import replace
 from lcm_nb.data.batches import ConceptBatch
 from lcm_nb.models import diffusion as df
-from lcm_nb.models.config import BaseLCMConfig, NoiseScheduleConfig, NormalizerConfig, Sampling, Stopping, TimestepConfig, TransformerConfig, TwoTowerLCMConfig
+from lcm_nb.models.config import BaseLCMConfig, NoiseScheduleConfig, Sampling, Stopping, TimestepConfig, TransformerConfig, TwoTowerLCMConfig
 from lcm_nb.models.lcm import build_lcm
 from lcm_nb.models.reference import export_weights, import_weights
 from lcm_nb.models.two_tower import Draws, context_mask

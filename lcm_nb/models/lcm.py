@@ -6,8 +6,8 @@
 __all__ = ['FAMILIES', 'SHIPPED', 'LCM', 'family_class', 'build_lcm', 'Saved', 'shipped', 'find_model', 'load_lcm', 'State',
            'TurningState', 'draw_noise', 'endings']
 
-# %% ../../nbs/models/05_lcm.ipynb #0f9b39c0
-import json, re, tempfile
+# %% ../../nbs/models/05_lcm.ipynb #2c69fd48
+import re, tempfile
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-# %% ../../nbs/models/05_lcm.ipynb #c030610a
+# %% ../../nbs/models/05_lcm.ipynb #4714049e
 from ..core.config import from_dict, replace, to_dict
 from ..core.device import default_device
 from ..core.errors import UserError, nearest, unknown
 from ..core.files import atomic_path, read_json, write_json
 from ..core.rng import normal
-from .config import CONFIGS, NormalizerConfig, Sampling, Stopping, check_config, config_class, preset
+from .config import NormalizerConfig, Sampling, Stopping, check_config, config_class, preset
 from .normalizer import Normalizer
 from .transformer import Lengths, packed_weights
 

@@ -14,11 +14,11 @@ from pathlib import Path
 # %% ../../nbs/models/08_reference.ipynb #222f0120
 import torch
 
-# %% ../../nbs/models/08_reference.ipynb #f505316a
+# %% ../../nbs/models/08_reference.ipynb #4e26adb1
 from ..core.config import load_yaml
 from ..core.errors import UserError, nearest, unknown
 from .config import (BaseLCMConfig, NoiseScheduleConfig, NormalizerConfig, PRESETS, Sampling, Stopping,
-                                  TransformerConfig, TwoTowerLCMConfig, config_class, swiglu_dim)
+                                  TransformerConfig, TwoTowerLCMConfig, swiglu_dim)
 from .lcm import LCM, build_lcm
 
 # %% ../../nbs/models/08_reference.ipynb #49acaf09

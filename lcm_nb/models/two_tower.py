@@ -15,13 +15,13 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
-# %% ../../nbs/models/07_two_tower.ipynb #93d2497b
+# %% ../../nbs/models/07_two_tower.ipynb #4cb81894
 from ..core.losses import Losses
 from .base import keyed_grid, squared_errors
 from .config import Sampling, TransformerConfig, TwoTowerLCMConfig
 from .diffusion import draw_times, guide, loss_weights, mix, noise_levels, read, sample_ddim, signal, target
 from .lcm import LCM, State
-from .transformer import Attention, FeedForward, KVCache, Stack, init_projection, make_norm, segment_positions, sinusoid
+from .transformer import Attention, FeedForward, KVCache, Stack, init_projection, make_norm, packed_weights, segment_positions, sinusoid
 
 # %% ../../nbs/models/07_two_tower.ipynb #f60e6bcd
 class TimeEmbedding(nn.Module):
@@ -297,7 +297,7 @@ def sample(
 
 def draws_per_concept(plan, sampling): return 1 + len(plan.times) * bool(sampling.eta)
 
-# %% ../../nbs/models/07_two_tower.ipynb #fec88d7d
+# %% ../../nbs/models/07_two_tower.ipynb #77cad125
 @patch
 @torch.inference_mode()
 def predict(
@@ -313,7 +313,7 @@ def predict(
     at = torch.arange(1, n + 1, device=self.device).unsqueeze(0)
     draws = keyed_grid(batch, sampling, draws_per_concept(plan, sampling), noise)
     memory = [l.cross.keys(context) for l in self.denoiser.layers]
-    return self.sample(draws, plan, memory, context_mask(at, n, segments=batch.segments), sampling)
+    with packed_weights(self.denoiser): return self.sample(draws, plan, memory, context_mask(at, n, segments=batch.segments), sampling)
 
 # %% ../../nbs/models/07_two_tower.ipynb #d6112d4d
 class TwoTowerState(State):
