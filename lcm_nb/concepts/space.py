@@ -17,12 +17,12 @@ from ..core import names
 from ..core.errors import UserError, nearest, unknown
 from ..core.files import read_json
 
-# %% ../../nbs/concepts/02_space.ipynb #245e8b0c
+# %% ../../nbs/concepts/02_space.ipynb #afb949d9
 def length_batches(sizes, # length of each item
                    budget, # most items × longest in a batch; a longer item is a batch of its own
                   )->list[list[int]]: # indices, every item once
     "Group items of similar length under a budget of padded tokens"
-    out, longest = [], 0
+    out = []
     for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
         if not out or (len(out[-1]) + 1)*sizes[i] > budget: out.append([])
         out[-1].append(i)
