@@ -85,10 +85,10 @@ def _finetune(model, size):
     return LCMRecipe(preset=f"{_MODELS[model]}_{size}", train=["questions=train"], validation=["questions=validation"],
                      batch=BatchOptions(max_tokens=7168, source_suffix_text="[MODEL]:", target_suffix_text="End of text."), training=training)
 
-# %% ../../nbs/training/02_recipes.ipynb #45ec6ebf
+# %% ../../nbs/training/02_recipes.ipynb #76ead500
 def _mini(model):
     "Small enough for minutes on a CPU"
-    steps = {"base": 6000, "two_tower": 8000}[model]
+    steps = {"base": 3000, "two_tower": 8000}[model]
     training = TrainingOptions(max_steps=steps, lr=2e-3, weight_decay=0.01, max_grad_norm=5.0, validate_every=500, checkpoint_every=500,
                                schedule=ScheduleOptions(warmup=100, final_lr=2e-5))
     return LCMRecipe(preset=f"{_MODELS[model]}_mini", train=["stories=train"], validation=["stories=validation"],
