@@ -6,10 +6,10 @@
 __all__ = ['OPERATORS', 'AFFIXES', 'ConceptBatch', 'pad', 'flat_concepts', 'unpack_shard', 'cache_folder', 'checksum', 'Shard',
            'column_of', 'rows_kept', 'split_files', 'Documents', 'open_documents', 'wrap_rows', 'pack_rows',
            'cut_batches', 'Pass', 'make_pass', 'affix_concepts', 'affixes_of', 'Stream', 'Turns', 'Mixture', 'collate',
-           'Batches', 'validation_batches', 'prefetch']
+           'Batches', 'validation_batches']
 
-# %% ../../nbs/data/04_batches.ipynb #feab84d9
-import os, queue, threading
+# %% ../../nbs/data/04_batches.ipynb #7307740b
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
@@ -553,29 +553,3 @@ def validation_batches(
     mixture = Mixture(refs, replace(options, shuffle=False, mix="batch"))
     plans = [[[(d, *run) for run in row] for row in rows] for d, s in enumerate(mixture.streams) for rows in s.pass_(0)]
     return Batches(plans, mixture.streams)
-
-# %% ../../nbs/data/04_batches.ipynb #3e9638ab
-def prefetch(
-    mixture, # anything with .batch(k)
-    start=0, # the first k
-    ahead=2, # batches waiting
-):
-    "Yield batches `start`, `start + 1`, …, made in a thread"
-    waiting, done = queue.Queue(ahead), threading.Event()
-    def work():
-        k = start
-        while not done.is_set():
-            try: item = mixture.batch(k), None
-            except BaseException as e: item = None, e
-            while not done.is_set():
-                try: waiting.put(item, timeout=.1); break
-                except queue.Full: pass
-            if item[1]: return
-            k += 1
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        while True:
-            batch, error = waiting.get()
-            if error: raise error
-            yield batch
-    finally: done.set()
