@@ -31,5 +31,6 @@ readme: $(STAMP)                  ## README.md from nbs/index.ipynb
 	$(BIN)/python nbs/readme.py
 
 outputs: $(STAMP)                 ## run every notebook and keep what it shows
-	MPLBACKEND=agg $(BIN)/nbdev_test --save --n_workers 1
+	$(BIN)/python nbs/outputs.py
 	$(BIN)/nbdev_clean
+	$(BIN)/python nbs/readme.py
