@@ -92,14 +92,14 @@ def differences(a, b) -> list:
     a, b = flat(to_dict(a)), flat(to_dict(b))
     return [k for k in {**a, **b} if a.get(k) != b.get(k) and k not in _FREE]
 
-# %% ../../nbs/training/05_run.ipynb #c9713fa4
+# %% ../../nbs/training/05_run.ipynb #88e58373
 def check_run(run_dir, recipe):
     "Raise `UserError` if the directory holds a run by another recipe"
     path = Path(run_dir)/"config_logs"/"recipe.yaml"
     if not path.exists(): return
     there = recipe_from(load_yaml(path), str(path))
     changed = differences(there, recipe)
-    if changed: raise UserError(f"{run_dir} holds a run with another {', '.join(changed)}; choose another --run-dir, or delete it to start anew.")
+    if changed: raise UserError(f"{run_dir} holds a run with another {', '.join(changed)}; choose another folder for this one, or delete it to start anew.")
 
 # %% ../../nbs/training/05_run.ipynb #19692ae8
 def write_model_card(run_dir, model, mixture, step):
