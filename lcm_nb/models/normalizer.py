@@ -169,7 +169,7 @@ def draw_concepts(
     for i, j in zip(at, [*at[1:], len(picks)]): out.append(np.asarray(documents[int(docs[i])], np.float32)[rows[i:j]])
     return np.concatenate(out)
 
-# %% ../../nbs/models/02_normalizer.ipynb #09a61252
+# %% ../../nbs/models/02_normalizer.ipynb #95c0ccf5
 def fit_normalizer(
     options: FitNormalizerOptions, # data and method
 ) -> dict: # what was done
@@ -184,4 +184,5 @@ def fit_normalizer(
     x = np.concatenate([draw_concepts(d, n, options.seed) for d, n in zip(data, counts) if n])
     fit = Normalizer.fit(x, options.method, data[0].space, **{k: getattr(options, k) for k in ("low", "high", "clip", "fft", "compat")})
     fit.save(options.save_path)
+    print(f"{options.save_path}: {fit.config.method} normalizer of {fit.dim} numbers, fitted on {len(x):,} concepts of {fit.space or 'an unnamed space'}")
     return {"save_path": options.save_path, "concepts": dict(zip(options.ds, counts)), "space": fit.space, "dim": fit.dim}
