@@ -11,7 +11,7 @@ import importlib, sys
 # %% ../nbs/cli/01_cli.ipynb #009a987c
 from .core.errors import UserError, unknown
 
-# %% ../nbs/cli/01_cli.ipynb #ddec718d
+# %% ../nbs/cli/01_cli.ipynb #0a6eb851
 COMMANDS = {
     "quickstart": ("the whole chain in minutes: text, concepts, two models, scored report", "lcm_nb.jobs.quickstart", "QuickstartOptions", "quickstart", None),
     "prepare": ("text to a parquet of concepts with a data card", "lcm_nb.data.prepare", "PrepareOptions", "prepare", "input"),
@@ -19,6 +19,8 @@ COMMANDS = {
     "train": ("train a model or a space by a recipe", "lcm_nb.training.run", None, "run_recipe", None),
     "generate": ("continue texts", "lcm_nb.generation.writer", "GenerateOptions", "generate", "model"),
     "evaluate": ("score models beside baselines, with a report", "lcm_nb.evaluation.evaluate", "EvaluateOptions", "evaluate", "models"),
+    "spaces check": ("how well a concept space keeps text, with a report", "lcm_nb.concepts.check", "CheckOptions", "check_health", "space"),
+    "spaces convert": ("published SONAR weights to a folder of safetensors", "lcm_nb.concepts.sonar", "ConvertOptions", "convert_files", "src dst"),
 }
 
 def usage() -> str:
@@ -27,10 +29,14 @@ def usage() -> str:
     return "\n".join(["usage: lcm-nb COMMAND [options]", "", "Large Concept Models, from text to report.", "", *lines, "",
                       "lcm-nb COMMAND --help lists the options of a command."])
 
-# %% ../nbs/cli/01_cli.ipynb #24025ea5
-def _named(args, positional):
-    "Arguments with the name of the first option put before its values, if it was left out"
-    return [f"--{positional}", *args] if positional and args and not args[0].startswith("-") else args
+# %% ../nbs/cli/01_cli.ipynb #e8aac95f
+def _named(args, names):
+    "Arguments with option names put before the values that stand first: all of them to one name, or one to each"
+    first = next((i for i, a in enumerate(args) if a.startswith("-")), len(args))
+    names, values = (names or "").split(), args[:first]
+    if not names or not values: return args
+    if len(names) == 1: return [f"--{names[0]}", *args]
+    return [x for name, value in zip(names, values) for x in (f"--{name}", value)] + args[min(first, len(names)):]
 
 # %% ../nbs/cli/01_cli.ipynb #563c46aa
 def _train_recipe(args):
@@ -53,13 +59,14 @@ def _run(command, args):
         parsed = tyro.cli(getattr(importlib.import_module(module), options), args=_named(args, positional), prog=f"lcm-nb {command}")
     getattr(importlib.import_module(module), function)(parsed)
 
-# %% ../nbs/cli/01_cli.ipynb #05bc963c
+# %% ../nbs/cli/01_cli.ipynb #9b533d7a
 def run_command(args) -> int: # exit code
     "Run one command and turn what users can mend into one sentence"
     try:
         if not args or args[0] in ("-h", "--help"): print(usage()); return 0
-        if args[0] not in COMMANDS: raise unknown("command", args[0], COMMANDS)
-        _run(args[0], args[1:])
+        command = " ".join(args[:2]) if " ".join(args[:2]) in COMMANDS else args[0]
+        if command not in COMMANDS: raise unknown("command", command, COMMANDS)
+        _run(command, args[len(command.split()):])
         return 0
     except UserError as e: print(f"lcm-nb: {e}", file=sys.stderr); return 2
     except KeyboardInterrupt as e: print(f"lcm-nb: {str(e) or 'interrupted'}", file=sys.stderr); return 130

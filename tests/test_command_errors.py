@@ -89,3 +89,11 @@ def test_another_space(capsys, data, tmp_path):
 def test_quickstart_input(capsys, tmp_path):
     assert "There is no file" in fails(capsys, "quickstart", "--input", tmp_path / "missing.txt", "--out", tmp_path / "q")
     assert not (tmp_path / "q").exists()
+
+
+def test_convert_nothing(capsys, tmp_path):
+    said = fails(capsys, "spaces", "convert", tmp_path / "nowhere", tmp_path / "out")
+    assert "nowhere" in said and not (tmp_path / "out").exists()
+
+
+def test_unknown_space(capsys): assert 'Did you mean "mini"?' in fails(capsys, "spaces", "check", "minni")

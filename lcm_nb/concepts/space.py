@@ -151,9 +151,10 @@ def translation_retrieval(space, sentences:dict[str,list[str]], # as for `recons
     right = lambda a, b: ((x[a] @ x[b].T).argmax(1) == torch.arange(len(x[a]))).float().mean().item()
     return {(a, b): right(a, b) for a in x for b in x if a != b}
 
-# %% ../../nbs/concepts/02_space.ipynb #0905ea95
-SPACES = {"mini": "lcm_nb.concepts.mini:load_mini", "use": "lcm_nb.concepts.retrieval:load_use", "st": "lcm_nb.concepts.retrieval:load_sentence_transformer"}
-LATER = ("sonar", "sonar-space")
+# %% ../../nbs/concepts/02_space.ipynb #24286480
+SPACES = {"mini": "lcm_nb.concepts.mini:load_mini", "use": "lcm_nb.concepts.retrieval:load_use", "st": "lcm_nb.concepts.retrieval:load_sentence_transformer",
+          "sonar": "lcm_nb.concepts.sonar:load_sonar"}
+LATER = ("sonar-space",)
 
 def import_factory(path:str): # "package.module:factory"
     "The object that `path` names; raises `UserError` if it is not there"
@@ -177,7 +178,7 @@ def resolve(ref:str)->tuple[str,list]: # path of a factory, its arguments
     if rest and name.replace(".", "").isidentifier(): return ref, []
     raise unknown("space", ref, [*SPACES, "package.module:factory", "a folder with a config.json"])
 
-# %% ../../nbs/concepts/02_space.ipynb #0d4093fc
+# %% ../../nbs/concepts/02_space.ipynb #ac956c0d
 _id = re.compile(r"(.+)@[0-9a-f]{8}")
 
 def check_space(space, ref:str):
@@ -187,11 +188,13 @@ def check_space(space, ref:str):
     return space
 
 def load_space(ref:str, # name, folder, "package.module:factory" or id
+               *where, # path or name, for the spaces that take one: load_space("sonar", FOLDER)
                **options, # what that space's factory takes
               )->ConceptSpace:
     "The concept space that `ref` names"
     ref, of = str(ref), _id.fullmatch(str(ref))
     path, args = resolve(of[1] if of else ref)
+    args += where
     make = import_factory(path)
     try: inspect.signature(make).bind(*args, **options)
     except TypeError as e: raise UserError(f'Space "{ref}": {e}.{nearest(list(options)[0], inspect.signature(make).parameters) if options else ""}') from None
