@@ -177,3 +177,14 @@ def test_sentence_transformers_from_a_folder(tmp_path):
     assert space.dim == 16 and space.id.startswith("st:") and load_space(str(folder), device="cpu").id == space.id == load_space(space.id).id
     assert space.decode(space.encode(["the dog runs"], "en"), "en") == ["the dog runs"]
     with pytest.raises(UserError, match="could not be loaded"): load_space(f"st:{tmp_path}")
+
+
+def test_decoder_alone_is_trained(tmp_path):
+    "The encoder's weights, the vectors and the id stay; the decoder moves"
+    from lcm_nb.training.recipes import recipe
+    from lcm_nb.training.run import run_recipe
+    before = load_space("mini")
+    run_recipe(recipe("space_mini", init_from="mini", decoder_only=True, pairs=8, run_dir=str(tmp_path), **{"training.max_steps": 2}))
+    after = load_space(str(tmp_path / "checkpoints" / "step_2"))
+    assert after.id == before.id
+    assert not torch.equal(after.from_concept.weight, before.from_concept.weight)

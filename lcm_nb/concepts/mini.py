@@ -260,7 +260,7 @@ def covers(self:MiniSpace, texts, concepts, lang):
     faithful = {i for i, t in zip(ask, back) if t == texts[i]}
     return [i in faithful for i in range(len(texts))]
 
-# %% ../../nbs/concepts/03_mini.ipynb #81805033
+# %% ../../nbs/concepts/03_mini.ipynb #72398c1e
 _decoding = ("decoder", "decoder_norm", "from_concept")
 
 @patch
@@ -270,6 +270,12 @@ def weights_id(self:MiniSpace)->str:
     for name, w in sorted(self.state_dict().items()):
         if name.split(".")[0] not in _decoding: h.update(name.encode() + w.detach().cpu().half().numpy().tobytes())
     return f"mini@{h.hexdigest()[:8]}"
+
+@patch
+def freeze_encoder(self:MiniSpace):
+    "Leave only the decoder to be trained; the vectors, and so the space and its id, stay as they are"
+    for name, p in self.named_parameters(): p.requires_grad_(name.split(".")[0] in _decoding)
+    return self
 
 # %% ../../nbs/concepts/03_mini.ipynb #4aff65b5
 @patch

@@ -56,11 +56,13 @@ class LCMRecipe:
     run_dir: str | None = None # where everything is written; None: runs/<preset>
     training: TrainingOptions = field(default_factory=TrainingOptions) # how to train
 
-# %% ../../nbs/training/02_recipes.ipynb #b84dd4c4
+# %% ../../nbs/training/02_recipes.ipynb #9c704230
 @dataclass
 class SpaceRecipe:
     "Train a small sentence autoencoder on the story world"
     overrides: Overrides = field(default_factory=dict) # fields of MiniConfig to change
+    init_from: str | None = None # a space's folder to start from, or its name, instead of fresh weights
+    decoder_only: bool = False # train the decoder alone: the encoder, and so the space and its id, stay as they are
     pairs: int = 128 # sentences in a batch, each in one language with a translation
     run_dir: str | None = None # where everything is written; None: runs/space_mini
     training: TrainingOptions = field(default_factory=TrainingOptions) # how to train
