@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['agreement', 'by_length', 'under_noise', 'statistics', 'CheckOptions', 'check_health', 'page']
 
-# %% ../../nbs/concepts/06_check.ipynb #a3ee89a1
+# %% ../../nbs/concepts/06_check.ipynb #fd8c971d
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 # %% ../../nbs/concepts/06_check.ipynb #222f0120
 import torch
 
-# %% ../../nbs/concepts/06_check.ipynb #19581cf2
+# %% ../../nbs/concepts/06_check.ipynb #c9f10ea7
 from .segment import segment
 from .space import load_space
 from ..core.errors import UserError
+from ..core.files import read_text
 from ..core.names import language
 from ..core.rng import generator
 
@@ -67,7 +67,7 @@ def statistics(
             "smallest spread": spread.min().item(), "median spread": spread.median().item(), "largest spread": spread.max().item(),
             "directions in use": (values.sum()**2/values.square().sum()).item()}
 
-# %% ../../nbs/concepts/06_check.ipynb #7d10e3d6
+# %% ../../nbs/concepts/06_check.ipynb #aae98147
 @dataclass
 class CheckOptions:
     "Ask a concept space how well it keeps text"
@@ -85,9 +85,7 @@ def _sentences(options):
         from lcm_nb.worlds.stories import StoryWorld
         told = (s for story in StoryWorld().stories(options.sentences, seed=options.seed, split="test") for s in story.tell(options.lang))
     else:
-        try: told = segment(Path(options.input).read_text(encoding="utf-8"), options.lang, options.max_chars)
-        except FileNotFoundError: raise UserError(f"There is no file {options.input}.") from None
-        except UnicodeDecodeError as e: raise UserError(f"{options.input} is not UTF-8 text (byte {e.start}); save it as UTF-8.") from None
+        told = segment(read_text(options.input), options.lang, options.max_chars)
     found = list(dict.fromkeys(told))[:options.sentences]
     if len(found) < 2: raise UserError(f"{options.input} holds fewer than two sentences; give more text.")
     return found
