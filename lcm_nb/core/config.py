@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['Changes', 'from_dict', 'to_dict', 'load_yaml', 'dump_yaml', 'save_yaml', 'replace']
 
-# %% ../../nbs/core/02_config.ipynb #2741bc59
+# %% ../../nbs/core/02_config.ipynb #41aabd3b
 import dataclasses, re, types, typing
-from pathlib import Path
 
 # %% ../../nbs/core/02_config.ipynb #c1437785
 import cattrs, yaml
