@@ -3,8 +3,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 WORKERS ?= 2
+SONAR_VENV ?= .venv-sonar
+SONAR_STAMP := $(SONAR_VENV)/.installed
 
-.PHONY: install quickstart test test-all export readme outputs clean
+.PHONY: install quickstart test test-all test-sonar bench-sonar export readme outputs clean
 
 $(STAMP): settings.ini setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +23,19 @@ test: $(STAMP)                    ## every notebook and every test but the slow 
 
 test-all: $(STAMP)                ## the slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --slow
+
+# The second line's package is this one: lcm_nb also runs in that environment, with what requirements-sonar.txt holds.
+$(SONAR_STAMP): requirements-sonar.txt settings.ini setup.py pyproject.toml
+	test -x $(SONAR_VENV)/bin/python || $(PYTHON) -m venv $(SONAR_VENV)
+	$(SONAR_VENV)/bin/python -m pip install --quiet --requirement requirements-sonar.txt
+	$(SONAR_VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+test-sonar: $(STAMP) $(SONAR_STAMP)  ## both SONAR backends against each other, and speech (7 GB; needs libsndfile1)
+	LCM_NB_SONAR_PYTHON=$(abspath $(SONAR_VENV))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sonar_package.py
+
+bench-sonar: $(STAMP) $(SONAR_STAMP) ## the same models by both backends: sentences a second
+	LCM_NB_SONAR_PYTHON=$(abspath $(SONAR_VENV))/bin/python $(BIN)/python benchmarks/sonar_speed.py $(ARGS)
 
 export: $(STAMP)                  ## notebooks -> lcm_nb/, README.md; clean notebooks
 	$(BIN)/nbdev_clean

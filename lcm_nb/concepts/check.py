@@ -90,7 +90,7 @@ def _sentences(options):
     if len(found) < 2: raise UserError(f"{options.input} holds fewer than two sentences; give more text.")
     return found
 
-# %% ../../nbs/concepts/06_check.ipynb #88370882
+# %% ../../nbs/concepts/06_check.ipynb #50cb42e0
 def _timed(f):
     start = time.perf_counter(); value = f()
     return value, time.perf_counter() - start
@@ -102,6 +102,7 @@ def check_health(options: CheckOptions) -> dict: # what was measured
     x, encoding = _timed(lambda: space.encode(texts, lang, check=False))
     back, decoding = _timed(lambda: space.decode(x, lang))
     found = {"space": space.id, "license": space.license, "sentences": len(texts), "represented": sum(space.coverage(texts, lang))/len(texts),
+             **({"truncated": sum(space.too_long(texts, lang))/len(texts)} if hasattr(space, "too_long") else {}),
              "encoded per second": len(texts)/encoding, "decoded per second": len(texts)/decoding, **agreement(back, texts), **statistics(x)}
     report = page(found, by_length(back, texts), under_noise(space, x, texts, lang, seed=options.seed))
     out = options.out or f"runs/check_{space.id.replace('/', '_')}.html"

@@ -6,8 +6,8 @@
 __all__ = ['START', 'PAD', 'END', 'UNKNOWN', 'TAGS', 'FILES', 'SonarTokenizer', 'read_tensors', 'from_fairseq2', 'halves',
            'build', 'fill', 'mean_pool', 'SonarEncoder', 'padded', 'SonarDecoder', 'untied', 'Writing', 'Search',
            'Hypothesis', 'log_probs', 'allow', 'begin', 'extensions', 'beam_search', 'trim', 'sample', 'uniform',
-           'TruncationWarning', 'SonarSpace', 'state_id', 'raw', 'facts', 'checkpoints', 'home', 'local', 'gather',
-           'assemble', 'precision', 'space_id', 'load_sonar', 'write_safetensors', 'write_space', 'convert',
+           'TruncationWarning', 'SonarReader', 'SonarSpace', 'state_id', 'raw', 'facts', 'checkpoints', 'home', 'local',
+           'gather', 'assemble', 'precision', 'space_id', 'load_sonar', 'write_safetensors', 'write_space', 'convert',
            'ConvertOptions', 'convert_files']
 
 # %% ../../nbs/concepts/05_sonar.ipynb #3a160b39
@@ -102,9 +102,10 @@ def from_fairseq2(tensors:dict)->dict:
         out[name] = w
     return out
 
-# %% ../../nbs/concepts/05_sonar.ipynb #8e610aa7
+# %% ../../nbs/concepts/05_sonar.ipynb #083408ba
 def halves(tensors:dict)->dict: # "encoder" and "decoder" -> its tensors, as `transformers` names them; empty if it is not there
     "The two halves in a checkpoint of any of the three kinds"
+    if any(n.startswith(("encoder_pooler.", "encoder.w2v_model.")) for n in tensors): return {"encoder": {}, "decoder": {}} # it encodes speech
     if any("_frontend." in n for n in tensors): tensors = from_fairseq2(tensors)
     bare = "decoder" if any("encoder_attn." in n for n in tensors) else "encoder"
     out, shared = {"encoder": {}, "decoder": {}}, {}
@@ -160,11 +161,12 @@ class SonarEncoder(nn.Module):
         return self.model(input_ids=ids, attention_mask=(ids != PAD).long()).last_hidden_state
     def forward(self, ids): return mean_pool(self.states(ids), ids != PAD)
 
-# %% ../../nbs/concepts/05_sonar.ipynb #f115587d
+# %% ../../nbs/concepts/05_sonar.ipynb #f8fdef45
 def padded(rows:list[list[int]], device="cpu"): # (b, n) int64
     "Rows of ids, padded on the right"
     n = max(map(len, rows))
-    return torch.tensor([r + [PAD]*(n - len(r)) for r in rows], device=device)
+    ids = torch.tensor([r + [PAD]*(n - len(r)) for r in rows])
+    return ids.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else ids.to(device) # a GPU need not finish its last batch first
 
 # %% ../../nbs/concepts/05_sonar.ipynb #3c27414c
 class SonarDecoder(nn.Module):
@@ -327,47 +329,35 @@ def uniform(numbers, o:Search): # (b, o.max_length)
     "The draws of the concepts with these numbers"
     return torch.stack([torch.rand(o.max_length, generator=generator("sonar sample", o.seed, i)) for i in numbers])
 
-# %% ../../nbs/concepts/05_sonar.ipynb #eacf12c5
+# %% ../../nbs/concepts/05_sonar.ipynb #a68cbbd0
 class TruncationWarning(UserWarning):
     "Some texts were longer than the encoder can read"
 
 FILES = {"encoder": "sonar_text_encoder.pt (SONAR's text_sonar_basic_encoder)", "decoder": "sonar_text_decoder.pt (SONAR's text_sonar_basic_decoder)",
          "tokenizer": "sentencepiece.source.256000.model"}
 
-class SonarSpace(ConceptSpace, nn.Module):
-    "SONAR's text encoder and decoder"
+class SonarReader(ConceptSpace):
+    "What reads text as SONAR does, whoever computes the vectors"
     license = "CC-BY-NC-4.0 (published text weights)"
-    max_beams = 320 # beginnings that are extended together
-    def __init__(self, tokenizer:SonarTokenizer, encoder=None, decoder=None, id="sonar@untrained", max_length=514): # max_length: tokens the encoder reads
-        nn.Module.__init__(self)
-        self.tokenizer, self.encoder, self.decoder, self.id, self.max_length = tokenizer, encoder, decoder, id, max_length
+    def __init__(self, tokenizer:SonarTokenizer, id:str, dim:int, max_length=514): # max_length: tokens the encoder reads
+        self.tokenizer, self.id, self.dim, self.max_length = tokenizer, id, dim, max_length
         self.languages, self.truncated, self.search = tokenizer.languages, 0, Search(max_length=max_length - 2)
-        vocabulary, self.dim = next(m for m in (encoder, decoder) if m is not None).model.embed_tokens.weight.shape
-        if vocabulary != len(tokenizer): raise UserError(f"The weights have {vocabulary} tokens, the tokenizer {len(tokenizer)} ({len(tokenizer.model)} pieces, 1, {len(self.languages)} "
-                                                         f"languages, {TAGS}); give the weights' own SentencePiece model, and languages=[…] in the order of their ids.")
-        self.max_tokens = 1024 if self.device.type == "cpu" else 32768
-    @property
-    def device(self): return next(self.parameters()).device
-    def need(self, name): # "encoder" or "decoder"; raises `UserError` if this space lacks it
-        found = getattr(self, name)
-        if found is None: raise UserError(f'The space "{self.id}" was loaded without its {name}; put {FILES[name]} into its folder, or name the file with {name}=….')
-        return found
-    __repr__ = ConceptSpace.__repr__
+    def concepts_of(self, batch:list[tuple[str,list[int]]], lang:str): # (b, e); batch: texts with their ids
+        raise NotImplementedError
 
-# %% ../../nbs/concepts/05_sonar.ipynb #06a8f228
+# %% ../../nbs/concepts/05_sonar.ipynb #d1536436
 @patch
-def cut(self:SonarSpace, rows:list[list[int]], texts:list[str], strict=False):
-    "Rows of ids no longer than the encoder reads; reports the longer ones"
+def report_long(self:SonarReader, rows:list[list[int]], texts:list[str], strict=False):
+    "Count and report the rows of ids that are longer than the encoder reads"
     long = [t for r, t in zip(rows, texts) if len(r) > self.max_length]
-    if not long: return rows
+    if not long: return
     message = f"{len(long)} of {len(texts)} texts are longer than the {self.max_length} tokens that SONAR reads, for example {long[0][:60]!r}…"
     if strict: raise UserError(f"{message}; split them into sentences.")
     self.truncated += len(long)
     warnings.warn(f"{message}; what is beyond was cut off.", TruncationWarning, stacklevel=3)
-    return [r[:self.max_length] for r in rows]
 
 @patch
-def encode(self:SonarSpace,
+def encode(self:SonarReader,
            texts:list[str], # sentences
            lang:str, # their language (`eng_Latn`, `eng` or `en`)
            progress=False, # show a progress bar
@@ -375,22 +365,58 @@ def encode(self:SonarSpace,
            check=True, # False: do not look for empty texts
           ): # (n, e) float32 on the CPU
     "The concepts of `texts`"
-    encoder, texts, lang = self.need("encoder"), as_list(texts), space_language(self, lang)
+    texts, lang = as_list(texts), space_language(self, lang)
     if not texts: return torch.zeros(0, self.dim)
     unique = {t: i for i, t in enumerate(dict.fromkeys(texts))}
     if check: report_outside(self, list(unique), self.covers(list(unique), None, lang), strict)
-    rows = self.cut(self.tokenizer.source(list(unique), lang), list(unique), strict)
-    with torch.inference_mode(): x = in_batches(lambda b: encoder(padded(b, self.device)).cpu(), rows, list(map(len, rows)), self.max_tokens, progress)
-    return torch.stack(x)[[unique[t] for t in texts]].clone()
+    rows = self.tokenizer.source(list(unique), lang)
+    self.report_long(rows, list(unique), strict)
+    sizes = [min(len(r), self.max_length) for r in rows]
+    x = in_batches(lambda b: self.concepts_of(b, lang), list(zip(unique, rows)), sizes, self.max_tokens, progress)
+    return torch.stack(x)[[unique[t] for t in texts]].cpu().clone()
 
-# %% ../../nbs/concepts/05_sonar.ipynb #44f3df76
+# %% ../../nbs/concepts/05_sonar.ipynb #ea214cdb
 @patch
-def coverage(self:SonarSpace, texts:list[str], lang:str)->list[bool]:
-    "For each text: is there something to read, and can it be read to its end?"
-    texts, lang = as_list(texts), space_language(self, lang)
-    return [bool(t.strip()) and len(r) <= self.max_length for t, r in zip(texts, self.tokenizer.source(texts, lang))]
+def too_long(self:SonarReader, texts, lang):
+    return [len(r) > self.max_length for r in self.tokenizer.source(as_list(texts), space_language(self, lang))]
 
-# %% ../../nbs/concepts/05_sonar.ipynb #7f7c906a
+@patch
+def coverage(self:SonarReader, texts:list[str], lang:str)->list[bool]:
+    "For each text: is there something to read, and can it be read to its end?"
+    return [bool(t.strip()) and not long for t, long in zip(texts, self.too_long(texts, lang))]
+
+# %% ../../nbs/concepts/05_sonar.ipynb #d7235a70
+class SonarSpace(SonarReader, nn.Module):
+    "SONAR's text encoder and decoder"
+    max_beams = 320 # beginnings that are extended together
+    def __init__(self, tokenizer:SonarTokenizer, encoder=None, decoder=None, id="sonar@untrained", max_length=514): # max_length: tokens the encoder reads
+        nn.Module.__init__(self)
+        vocabulary, dim = next(m for m in (encoder, decoder) if m is not None).model.embed_tokens.weight.shape
+        if vocabulary != len(tokenizer): raise UserError(f"The weights have {vocabulary} tokens, the tokenizer {len(tokenizer)} ({len(tokenizer.model)} pieces, 1, {len(tokenizer.languages)} "
+                                                         f"languages, {TAGS}); give the weights' own SentencePiece model, and languages=[…] in the order of their ids.")
+        SonarReader.__init__(self, tokenizer, id, dim, max_length)
+        self.encoder, self.decoder = encoder, decoder
+        self.max_tokens = 1024 if self.device.type == "cpu" else 32768
+    @property
+    def device(self): return next(self.parameters()).device
+    def need(self, name): # "encoder" or "decoder"; raises `UserError` if this space lacks it
+        found = getattr(self, name)
+        if found is None: raise UserError(f'The space "{self.id}" was loaded without its {name}; put {FILES[name]} into its folder, or name the file with {name}=….')
+        return found
+    def concepts_of(self, batch, lang):
+        ids = padded([r[:self.max_length] for _, r in batch], self.device)
+        with torch.inference_mode(): return self.need("encoder")(ids)
+    __repr__ = ConceptSpace.__repr__
+
+# %% ../../nbs/concepts/05_sonar.ipynb #bb709a8a
+@patch
+def searching(self:SonarReader, **search)->Search: # fields of `Search`
+    "How to search: as `space.search` says, with changes; raises `UserError` for what cannot be"
+    o = config.replace(self.search, **search)
+    if o.beam_size < 1 or o.temperature <= 0 or o.max_length < 3: raise UserError("A search needs beam_size of at least 1, temperature above 0 and max_length of at least 3.")
+    o.max_length = min(o.max_length, self.max_length - 2)
+    return o
+
 @patch
 def hypotheses(self:SonarSpace, concepts, # (n, e)
                lang:str, # language to write
@@ -400,9 +426,7 @@ def hypotheses(self:SonarSpace, concepts, # (n, e)
     "What the search finds for each of `concepts`"
     decoder, concepts, lang = self.need("decoder"), torch.as_tensor(concepts).float(), self.tokenizer.language(space_language(self, lang))
     check_concepts(self, concepts)
-    o = config.replace(self.search, **search)
-    if o.beam_size < 1 or o.temperature <= 0 or o.max_length < 3: raise UserError("A search needs beam_size of at least 1, temperature above 0 and max_length of at least 3.")
-    o.max_length = min(o.max_length, self.max_length - 2)
+    o = self.searching(**search)
     size, out = max(1, self.max_beams//(1 if o.sample else o.beam_size)), []
     for i in tqdm(range(0, len(concepts), size), disable=not progress):
         x = concepts[i:i+size].to(self.device)
@@ -441,25 +465,25 @@ def raw(w): # no copy, if `w` is contiguous and on the CPU
     "The bytes of a tensor"
     return memoryview(w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
-# %% ../../nbs/concepts/05_sonar.ipynb #1a3303c2
+# %% ../../nbs/concepts/05_sonar.ipynb #d70b30f6
 def facts(folder:Path)->dict: # of heads, max_length, languages, space (an id): what is known
     "What files beside the weights say about them"
     about = read_json(folder/"config.json") if (folder/"config.json").is_file() else {}
     if about.get("space") == "sonar": return {n: about[n] for n in ("heads", "max_length", "languages", "id") if n in about}
     out = {"heads": about["encoder_attention_heads"]} if "encoder_attention_heads" in about else {}
-    for card in (c for file in sorted(folder.glob("*.yaml")) for c in config.load_yaml(file, every=True) if isinstance(c, dict)):
+    for card in (c for file in sorted(folder.glob("*.yaml")) for c in config.load_yaml(file, every=True) if isinstance(c, dict) and c.get("model_family") != "sonar_speech"):
         sizes, words = (card.get(n, {}).get("_set_", {}) for n in ("model_config", "tokenizer_config"))
         heads = sizes.get("num_encoder_attn_heads", sizes.get("num_decoder_attn_heads"))
         out |= {n: v for n, v in dict(heads=heads, max_length=sizes.get("max_seq_len", 512) + 2, languages=words.get("langs")).items() if v}
     return out
 
-# %% ../../nbs/concepts/05_sonar.ipynb #0a4a5a59
-_shard, _beside = re.compile(r"-\d{5}-of-\d{5}$"), {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"} # these lie beside fine-tuned models
+# %% ../../nbs/concepts/05_sonar.ipynb #a97950cf
+_shard, _beside = re.compile(r"-\d{5}-of-\d{5}$"), {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"} # these lie beside fine-tuned models, and spenc.*.pt are speech encoders
 
 def checkpoints(path:Path, # a file or a folder
                 wanted=("encoder", "decoder"), trust_pickle=False)->dict: # half -> its tensors
     "The halves of SONAR in a file, or in the files of a folder"
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".pt", ".pth", ".bin", ".safetensors") and f.name not in _beside)
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".pt", ".pth", ".bin", ".safetensors") and f.name not in _beside and not f.name.startswith("spenc."))
     whole, out, at = {}, {}, {}
     for f in files: whole.setdefault(_shard.sub("", f.stem) + f.suffix, {}).update(read_tensors(f, trust_pickle))
     for name, tensors in whole.items():

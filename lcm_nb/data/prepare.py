@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['READERS', 'FREE', 'PrepareOptions', 'text_lines', 'read_txt', 'read_jsonl', 'torn', 'read_csv', 'read_parquet',
            'read_hub', 'file_kind', 'files_below', 'find_inputs', 'Document', 'text_problem', 'text_columns',
-           'drawn_split', 'read_documents', 'too_many', 'rejection', 'look', 'cut', 'languages_of', 'encode_checked',
-           'encode', 'plain_column', 'shard_columns', 'concepts_of', 'licence', 'make_shard', 'fingerprint',
-           'differences', 'sole_writer', 'begin', 'blocks_of', 'shard_done', 'make_shards', 'rejections', 'summarize',
-           'data_card', 'finish', 'told', 'prepare']
+           'needed_columns', 'drawn_split', 'read_documents', 'too_many', 'rejection', 'look', 'languages_of',
+           'check_languages', 'cut_texts', 'cut', 'encode_checked', 'encode', 'Recording', 'samples', 'recording',
+           'transcripts', 'listen', 'as_files', 'unplaced', 'hear', 'hear_all', 'plain_column', 'shard_columns',
+           'concepts_of', 'licence', 'make_shard', 'fingerprint', 'differences', 'sole_writer', 'begin', 'blocks_of',
+           'shard_done', 'make_shards', 'rejections', 'summarize', 'data_card', 'finish', 'told', 'prepare',
+           'check_first_language']
 
-# %% ../../nbs/data/02_prepare.ipynb #b7845a6e
-import csv, itertools, json
+# %% ../../nbs/data/02_prepare.ipynb #4d6d377f
+import csv, itertools, json, tempfile
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,15 +23,16 @@ from pathlib import Path
 import fsspec, numpy as np, pyarrow as pa, pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-# %% ../../nbs/data/02_prepare.ipynb #fa691345
+# %% ../../nbs/data/02_prepare.ipynb #3029f832
 from ..core.config import replace, to_dict
-from ..core.errors import UserError, nearest
+from ..core.errors import RecordingError, UserError, nearest, unknown
 from ..core.files import atomic, read_json, sha256, write_json
 from ..core.names import language
 from ..core.rng import key_seed
+from ..concepts.segment import PRESETS, segment_all, varied
 from .cards import DataCard, concept_column, save_card, write_concepts
 
-# %% ../../nbs/data/02_prepare.ipynb #0ac21532
+# %% ../../nbs/data/02_prepare.ipynb #777de9bc
 @dataclass
 class PrepareOptions:
     "What to read, how to cut and encode it, where to put it"
@@ -48,8 +51,15 @@ class PrepareOptions:
     split_column: str | None = None # column with each document's split; none: drawn by the two shares below
     validation: float = 0.05 # share of documents for the split "validation"
     test: float = 0.05 # … and for "test"
-    segmentation: str = "sentencex" # or a SaT model such as "sat-3l"
-    max_chars: int = 200 # longer sentences are cut
+    speech_column: str | None = None # column with recordings, one for each sentence; the text column then holds their transcripts, if there are any
+    preset: str = "default" # where the next four are not given: "default", or "reference" for the values of the reference implementation
+    segmentation: str | None = None # "sentencex", a SaT model such as "sat-3l", or a folder with one; none: sentencex, in reference sat-3l
+    max_chars: int | None = None # longer sentences are cut; none: 200, in reference 256
+    remove_emojis: bool | None = None # take emojis out of texts; none: no, in reference yes
+    keep_whole: int | None = None # texts of at most so many characters are one sentence; none: 0, in reference 10
+    threshold: float = 0.2 # SaT: probability above which a sentence ends
+    min_unique_chars: int = 0 # drop sentences with fewer different characters
+    segment_device: str | None = None # where a SaT runs; none: on the GPU if there is one
     hf_config: str | None = None # configuration of a Hugging Face data set
     hf_split: str = "train" # its split to read
     shard: int = 1000 # documents in a parquet file
@@ -67,6 +77,10 @@ class PrepareOptions:
         if self.dtype not in ("float16", "float32"): raise UserError(f'dtype is "{self.dtype}"; it must be float16 or float32.')
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
             raise UserError(f"validation={self.validation} and test={self.test} must be shares that leave something for training.")
+        if self.preset not in PRESETS: raise unknown("preset of segmentation", self.preset, PRESETS)
+        if self.segmentation is None: self.segmentation = PRESETS[self.preset]["method"]
+        for name in ("max_chars", "remove_emojis", "keep_whole"):
+            if getattr(self, name) is None: setattr(self, name, PRESETS[self.preset][name])
         for name in ("blocks", "shard", "max_chars"):
             if getattr(self, name) < 1: raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
         self.lang, self.target_lang = language(self.lang), self.target_lang and language(self.target_lang)
@@ -140,9 +154,9 @@ def read_parquet(file, options):
             reason = next(filter(None, reasons), None)
             yield (number := number + 1), None if reason else dict(zip(block.schema.names, values)), reason
 
-# %% ../../nbs/data/02_prepare.ipynb #b82bdbf4
+# %% ../../nbs/data/02_prepare.ipynb #6f34f31b
 def read_hub(name, options):
-    "A Hugging Face data set, by id or by the folder it was saved in"
+    "A Hugging Face data set, by id or by the folder it was saved in; audio comes undecoded, as paths or bytes"
     import datasets
     saved = any((Path(name)/f).exists() for f in ("state.json", "dataset_dict.json"))
     try: data = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, options.hf_config, split=options.hf_split)
@@ -152,7 +166,9 @@ def read_hub(name, options):
     if isinstance(data, dict):
         if options.hf_split not in data: raise UserError(f'{name} has no split "{options.hf_split}".{nearest(options.hf_split, data)}')
         data = data[options.hf_split]
-    for number, row in enumerate(data, 1): yield number, row, None
+    stored = data.with_format("arrow") # its values as they are stored: sound and pictures are not decoded
+    rows = (row for table in stored.iter(100) for row in table.to_pylist())
+    for number, row in enumerate(rows, 1): yield number, row, None
 
 # %% ../../nbs/data/02_prepare.ipynb #15faf4d4
 READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".ndjson": read_jsonl, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
@@ -183,7 +199,7 @@ def find_inputs(
     twice = {label for label, n in Counter(label for label, *_ in found).items() if n > 1}
     return [(path if label in twice else label, path, reader) for label, path, reader in found]
 
-# %% ../../nbs/data/02_prepare.ipynb #db1017d5
+# %% ../../nbs/data/02_prepare.ipynb #ad5c09ee
 @dataclass
 class Document:
     "One document, or the reason why it is none"
@@ -193,16 +209,27 @@ class Document:
     reason: str | None = None # why it cannot be used
     id: str = ""
     split: str = ""
+    folder: str = "" # where its recordings' relative paths begin
     sentences: dict = field(default_factory=dict) # text column -> sentences
+    recordings: list = field(default_factory=list) # of the speech column
+    dropped: int = 0 # sentences that were too poor to keep
 
-def text_problem(values, columns) -> str | None:
+def text_problem(
+    values, # the columns of a document
+    columns, # those it needs
+    speech=None, # the one of them that holds recordings
+) -> str | None:
     "What keeps a document's texts from being used"
     for c in columns:
         value = values.get(c)
         if value is None: return f"{c} is {'null' if c in values else 'missing'}"
-        if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(v, str) for v in value)): return f"{c} is neither text nor a list of sentences"
+        if c != speech and not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(v, str) for v in value)): return f"{c} is neither text nor a list of sentences"
 
 def text_columns(options) -> list[str]: return [options.text_column] + ([options.target_text_column] if options.target_text_column else [])
+
+def needed_columns(options) -> list[str]:
+    "The columns without which a document is none: those of its texts, or with speech the recordings in place of the first"
+    return [options.speech_column or options.text_column, *text_columns(options)[1:]]
 
 def drawn_split(
     id, # the document's
@@ -212,7 +239,7 @@ def drawn_split(
     u = key_seed("split", options.seed, id)/2**63
     return "test" if u < options.test else "validation" if u < options.test + options.validation else "train"
 
-# %% ../../nbs/data/02_prepare.ipynb #b27e8f70
+# %% ../../nbs/data/02_prepare.ipynb #d245fa03
 def _given_split(values, options):
     "The split that a document's own column says, and what is wrong with it"
     split = values.get(options.split_column)
@@ -221,16 +248,17 @@ def _given_split(values, options):
 
 def read_documents(options):
     "All documents of the input, each with id and split, or with the reason why it cannot be used"
-    read = ((f"{label}:{n}", values, reason) for label, path, reader in find_inputs(options) for n, values, reason in reader(path, options))
-    for number, (place, values, reason) in enumerate(itertools.islice(read, options.limit)):
-        d = Document(number, place, values or {}, reason or text_problem(values, text_columns(options)))
+    read = ((label, path, reader, *row) for label, path, reader in find_inputs(options) for row in reader(path, options))
+    for number, (label, path, reader, n, values, reason) in enumerate(itertools.islice(read, options.limit)):
+        problem = reason or text_problem(values, needed_columns(options), options.speech_column)
+        d = Document(number, place := f"{label}:{n}", values or {}, problem, folder=path if reader is read_hub else str(Path(path).parent))
         given = d.values.get(options.id_column)
         d.id = place if given is None else str(given)
         if options.split_column and not d.reason: d.split, d.reason = _given_split(d.values, options)
         elif not d.reason: d.split = drawn_split(d.id, options)
         yield d
 
-# %% ../../nbs/data/02_prepare.ipynb #c4747ec0
+# %% ../../nbs/data/02_prepare.ipynb #cad5834b
 def too_many(
     rejected, # documents rejected, in order
     total, # documents in all
@@ -251,27 +279,13 @@ def look(options) -> dict: # {"total": documents, "rejected": those that cannot 
         columns |= dict.fromkeys(d.values)
         if d.reason: rejected.append(rejection(d))
     if not total: raise UserError(f"There is no document in {', '.join(options.input)}.")
-    wanted = [*text_columns(options), options.lang_column, options.split_column, options.id_column if options.id_column != "id" else None]
+    wanted = [*needed_columns(options), options.lang_column, options.split_column, *(c for c, usual in ((options.id_column, "id"), (options.text_column, "text")) if c != usual)]
     for c in filter(None, wanted):
         if columns and c not in columns: raise UserError(f"{', '.join(options.input)} has no column {c}.{nearest(c, columns)}")
     too_many(rejected, total, options)
     return {"total": total, "rejected": rejected}
 
-# %% ../../nbs/data/02_prepare.ipynb #d22220d0
-def cut(
-    d, # Document
-    options, # PrepareOptions
-    known, # languages of the space
-):
-    "Fill in a document's sentences, or the reason why it has none"
-    from lcm_nb.concepts.segment import segment
-    for column, lang in languages_of(d, options):
-        if lang not in known: d.reason = d.reason or f"the space has no language {lang}"
-        if d.reason: return
-        value = d.values[column]
-        d.sentences[column] = [s for s in value if s.strip()] if isinstance(value, list) else segment(value, lang, options.max_chars, options.segmentation)
-        if not d.sentences[column]: d.reason = f"{column} has no sentence"
-
+# %% ../../nbs/data/02_prepare.ipynb #954aa7ae
 def languages_of(d, options) -> list: # (column, language)
     "The language of each of a document's texts"
     lang = options.lang
@@ -279,6 +293,36 @@ def languages_of(d, options) -> list: # (column, language)
         try: lang = language(str(d.values.get(options.lang_column)))
         except UserError as e: d.reason = str(e)
     return list(zip(text_columns(options), [lang, options.target_lang or lang]))
+
+def check_languages(d, options, space):
+    "Give a document its reason if the space lacks one of its languages"
+    for k, (column, lang) in enumerate(languages_of(d, options)):
+        known = space.speech_languages if options.speech_column and k == 0 else space.languages
+        if lang not in known: d.reason = d.reason or f"the space has no language {lang}"
+
+# %% ../../nbs/data/02_prepare.ipynb #aadb3eaa
+def cut_texts(texts, lang, options) -> list: # (sentences, how many were dropped)
+    "Texts of one language as sentences"
+    parts = segment_all(texts, lang, options.max_chars, options.segmentation, options.threshold, options.remove_emojis, options.keep_whole, options.segment_device)
+    kept = [varied(p, options.min_unique_chars) for p in parts]
+    return [(k, len(p) - len(k)) for p, k in zip(parts, kept)]
+
+def cut(
+    documents, # list of Document
+    column, # a text column
+    langs, # the language of each document in that column
+    options, # PrepareOptions
+):
+    "Fill in the documents' sentences of one column, or the reason why there are none"
+    for d in documents:
+        if isinstance(d.values[column], list): d.sentences[column] = [s for s in d.values[column] if s.strip()]
+    for lang in sorted(set(langs)):
+        members = [d for d, l in zip(documents, langs) if l == lang and column not in d.sentences]
+        for d, (sentences, n) in zip(members, cut_texts([d.values[column] for d in members], lang, options)):
+            d.sentences[column] = sentences
+            d.dropped += n
+    for d in documents:
+        if not d.sentences[column]: d.reason = d.reason or f"{column} has no sentence"
 
 # %% ../../nbs/data/02_prepare.ipynb #09169974
 def encode_checked(texts, lang, space, progress=False): # (n, e) float32 array, (n,) bool
@@ -307,7 +351,102 @@ def encode(
             if not fine.all(): outside[i] = texts[i][int(np.argmin(fine))]
     return concepts, outside
 
-# %% ../../nbs/data/02_prepare.ipynb #decfbbb7
+# %% ../../nbs/data/02_prepare.ipynb #525e902c
+@dataclass
+class Recording:
+    "One utterance"
+    name: str # what to show for it where there is no transcript
+    audio: object # path of a file, bytes of one, or (samples, sampling rate in Hz)
+
+def samples(value) -> tuple: # (1-d float32 array, sampling rate in Hz)
+    "A decoded recording; raises `UserError` if it is not one channel of numbers"
+    try: array, rate = np.asarray(value["array"], "float32"), int(value["sampling_rate"])
+    except (KeyError, TypeError, ValueError): raise UserError("a recording needs an array of numbers and its sampling_rate") from None
+    if array.ndim != 1: raise UserError(f"a recording has the shape {array.shape}; it must be one channel")
+    return array, rate
+
+def recording(
+    value, # a path, or a dictionary with path, bytes, or array and sampling_rate
+    folder, # where relative paths begin
+    name, # for a recording without a path
+) -> Recording:
+    "A value of the speech column as a recording; raises `UserError` if it is none, or its file is not there"
+    value = value if isinstance(value, dict) else {"path": value}
+    path = value.get("path")
+    name = Path(path).name if path and isinstance(path, str) else name
+    if value.get("array") is not None: return Recording(name, samples(value))
+    if isinstance(value.get("bytes"), bytes): return Recording(name, value["bytes"])
+    if not path or not isinstance(path, str): raise UserError(f"{name} is neither a path nor holds path, bytes, or array and sampling_rate")
+    file = Path(folder)/path
+    if not file.is_file(): raise UserError(f"there is no file {path}")
+    return Recording(name, str(file))
+
+# %% ../../nbs/data/02_prepare.ipynb #50ac0ff8
+def transcripts(
+    recordings, # list of Recording
+    text, # list of transcripts, one text, or None
+) -> list[str]: # one for each recording
+    "What to show for each recording; raises `UserError` if the transcripts do not fit"
+    text = [text] if isinstance(text, str) and len(recordings) == 1 else text
+    if not isinstance(text, list): return [r.name for r in recordings]
+    if len(text) != len(recordings): raise UserError(f"there are {len(text)} transcripts for {len(recordings)} recordings")
+    return [" ".join((t or "").split()) or r.name for t, r in zip(text, recordings)]
+
+def listen(documents, options):
+    "Fill in the documents' recordings and what is shown for them, or the reason why they cannot be used"
+    speech, text = options.speech_column, options.text_column
+    for d in documents:
+        values = d.values[speech] if isinstance(d.values[speech], list) else [d.values[speech]]
+        try:
+            d.recordings = [recording(v, d.folder, f"{speech} {i}") for i, v in enumerate(values, 1)]
+            d.sentences[text] = transcripts(d.recordings, d.values.get(text))
+        except UserError as e: d.reason = str(e)
+        if not values: d.reason = f"{speech} has no recording"
+
+# %% ../../nbs/data/02_prepare.ipynb #eaf65877
+@contextmanager
+def as_files(recordings):
+    "What `encode_speech` takes for each recording; bytes become files for as long as the context lasts"
+    with tempfile.TemporaryDirectory() as folder:
+        audio = [r.audio for r in recordings]
+        for i, r in enumerate(recordings):
+            if isinstance(r.audio, bytes):
+                audio[i] = str(Path(folder)/f"{i}{Path(r.name).suffix}")
+                Path(audio[i]).write_bytes(r.audio)
+        yield audio
+
+def unplaced(message, audio, recordings) -> str:
+    "An error of a space with the recordings' names for their paths, which are temporary for bytes"
+    for path, r in zip(audio, recordings):
+        if isinstance(path, str): message = message.replace(path, r.name)
+    return message
+
+def hear(
+    documents, # Documents of one language, with recordings
+    lang, # which
+    space, # ConceptSpace
+    progress=False, # let the space show its progress
+) -> list: # of (n, e) float32 arrays; documents that cannot be read get their reason
+    "The concepts of documents' recordings"
+    if not documents: return []
+    recordings = [r for d in documents for r in d.recordings]
+    try:
+        with as_files(recordings) as audio: x = np.asarray(space.encode_speech(audio, lang, progress=progress))
+    except RecordingError as e:
+        if len(documents) > 1: return hear(documents[:len(documents)//2], lang, space) + hear(documents[len(documents)//2:], lang, space)
+        documents[0].reason = unplaced(str(e), audio, recordings)
+        return [np.zeros((0, space.dim), "float32")]
+    return np.split(x, np.cumsum([len(d.recordings) for d in documents])[:-1])
+
+def hear_all(documents, langs, space, progress=False) -> list:
+    "`hear` for documents of several languages, in their order"
+    concepts = [None]*len(documents)
+    for lang in sorted(set(langs)):
+        members = [i for i, l in enumerate(langs) if l == lang]
+        for i, x in zip(members, hear([documents[i] for i in members], lang, space, progress)): concepts[i] = x
+    return concepts
+
+# %% ../../nbs/data/02_prepare.ipynb #f6e92c3a
 def plain_column(values) -> pa.Array:
     "Values of any kind as one arrow column"
     try: return pa.array(values)
@@ -319,27 +458,31 @@ def shard_columns(documents, concepts, options) -> dict:
     "The columns of a parquet file, from documents and the concepts of their text columns"
     sentences = {c: f"{c.removesuffix('_sentences')}_sentences" for c in text_columns(options)}
     made = {"id", "split", *sentences.values(), *(f"{s}_sonar_emb" for s in sentences.values())}
-    used = {options.id_column, options.split_column, *(c for c in sentences if isinstance(documents[0].values[c], list))}
+    used = {options.id_column, options.split_column, *(c for c in sentences if isinstance(documents[0].values.get(c), list))}
     kept = [k for k in dict.fromkeys(k for d in documents for k in d.values) if k not in used]
+    value = lambda d, k: [r.name for r in d.recordings] if k == options.speech_column else d.values.get(k)
     columns = {"id": [d.id for d in documents]}
-    columns |= {f"input_{k}" if k in made else k: plain_column([d.values.get(k) for d in documents]) for k in kept}
+    columns |= {f"input_{k}" if k in made else k: plain_column([value(d, k) for d in documents]) for k in kept}
     for c, name in sentences.items():
         columns[name] = pa.array([d.sentences[c] for d in documents], pa.list_(pa.string()))
         columns[f"{name}_sonar_emb"] = concept_column(concepts[c], options.dtype)
     return columns
 
-# %% ../../nbs/data/02_prepare.ipynb #524091bc
+# %% ../../nbs/data/02_prepare.ipynb #40016cb9
 def concepts_of(documents, options, space, progress=False) -> dict: # text column -> list of (n, e) arrays
-    "Encode the texts of documents; those that the space cannot represent get their reason"
+    "Encode the texts and recordings of documents; those that the space cannot represent get their reason"
     concepts = {}
     for k, column in enumerate(text_columns(options)):
         langs = [languages_of(d, options)[k][1] for d in documents]
+        if options.speech_column and k == 0:
+            concepts[column] = hear_all(documents, langs, space, progress)
+            continue
         concepts[column], outside = encode([d.sentences[column] for d in documents], langs, space, progress)
         for d, sentence in zip(documents, outside):
             if sentence and not d.reason: d.reason = f'the space {space.id} cannot represent "{sentence[:80]}"'
     return concepts
 
-# %% ../../nbs/data/02_prepare.ipynb #121f7fd2
+# %% ../../nbs/data/02_prepare.ipynb #d1d88d76
 def licence(options, space) -> str:
     "The licence of text and space together"
     return f"{options.license}; concepts: {space.license}" if options.license else space.license
@@ -352,7 +495,11 @@ def make_shard(
     progress=False, # let the space show its progress
 ) -> dict: # what became of the documents
     "Cut, encode and write one shard"
-    for d in documents: cut(d, options, space.languages)
+    for d in documents: check_languages(d, options, space)
+    for k, column in enumerate(text_columns(options)):
+        fit = [d for d in documents if not d.reason]
+        if options.speech_column and k == 0: listen(fit, options)
+        else: cut(fit, column, [languages_of(d, options)[k][1] for d in fit], options)
     fit = [d for d in documents if not d.reason]
     concepts = concepts_of(fit, options, space, progress)
     good = [i for i, d in enumerate(fit) if not d.reason]
@@ -361,10 +508,10 @@ def make_shard(
     says = dict(space=space.id, space_ref=options.space, dim=space.dim, license=licence(options, space), lang=options.lang)
     if kept: write_concepts(path, shard_columns(kept, concepts, options), **says)
     return {"file": path.name if kept else None, "sha256": sha256(path) if kept else None, "documents": len(kept),
-        "concepts": sum(len(x) for c in concepts.values() for x in c), "rejected": [rejection(d) for d in documents if d.reason]}
+        "concepts": sum(len(x) for c in concepts.values() for x in c), "dropped": sum(d.dropped for d in kept), "rejected": [rejection(d) for d in documents if d.reason]}
 
-# %% ../../nbs/data/02_prepare.ipynb #fd602a98
-FREE = ("input", "out", "progress", "card_folder") # options that do not change the result
+# %% ../../nbs/data/02_prepare.ipynb #f0d944a5
+FREE = ("input", "out", "progress", "card_folder", "preset", "segment_device") # options that do not change the result
 
 def fingerprint(
     options, # PrepareOptions
@@ -455,7 +602,7 @@ def make_shards(
             bar.update(len(documents))
     return made
 
-# %% ../../nbs/data/02_prepare.ipynb #04ed54d3
+# %% ../../nbs/data/02_prepare.ipynb #87673231
 def rejections(seen, made) -> list[dict]:
     "All rejected documents, in the order of the input"
     return sorted(seen["rejected"] + [r for _, done in made for r in done["rejected"]], key=lambda r: r["number"])
@@ -474,6 +621,7 @@ def summarize(
     reasons = Counter(r["reason"].split(" (")[0].split(' "')[0] for r in rejections(seen, made))
     return {"input": options.input, "documents_read": seen["total"], "documents": sum(c["documents"] for c in counts.values()),
         "concepts": sum(c["concepts"] for c in counts.values()), "rejected": sum(reasons.values()), "reasons": dict(reasons.most_common()),
+        "dropped_sentences": sum(done["dropped"] for _, done in made),
         "splits": counts, "space": space.id, "dim": space.dim, "license": licence(options, space)}
 
 # %% ../../nbs/data/02_prepare.ipynb #51c7b7c5
@@ -485,7 +633,7 @@ def data_card(options, space, counts) -> DataCard:
     return DataCard(options.name or Path(options.out).resolve().name, ".", **columns, lang=options.lang,
         space=space.id, space_ref=options.space, dim=space.dim, license=licence(options, space), description=options.description, counts=counts)
 
-# %% ../../nbs/data/02_prepare.ipynb #91c5f461
+# %% ../../nbs/data/02_prepare.ipynb #18efb825
 def finish(options, space, seen, made) -> dict: # the summary
     "Write rejected.jsonl, summary.json and the card"
     out, summary = Path(options.out), summarize(options, space, seen, made)
@@ -502,7 +650,8 @@ def told(summary, out) -> str:
     "A summary in one sentence"
     splits = ", ".join(f"{s} {c['documents']:,}" for s, c in summary["splits"].items())
     lost = f"; {summary['rejected']:,} rejected, see {out}/rejected.jsonl" if summary["rejected"] else ""
-    return f"{summary['documents']:,} documents ({splits}) of {summary['concepts']:,} concepts in {out}{lost}."
+    poor = f"; {summary['dropped_sentences']:,} sentences of too few different characters dropped" if summary["dropped_sentences"] else ""
+    return f"{summary['documents']:,} documents ({splits}) of {summary['concepts']:,} concepts in {out}{poor}{lost}."
 
 def prepare(
     options, # PrepareOptions
@@ -513,11 +662,16 @@ def prepare(
     if options.progress: print(told(summary, options.out))
     return summary
 
+def check_first_language(options, space):
+    "Raise `UserError` if the space cannot read, or with speech hear, the language of the input"
+    does, known = ("hears", getattr(space, "speech_languages", [])) if options.speech_column else ("has", space.languages)
+    if options.speech_column and not known: raise UserError(f"The space {space.id} hears no speech; use one that does, or leave out speech_column.")
+    if options.lang not in known: raise UserError(f"The space {space.id} {does} no language {options.lang}.{nearest(options.lang, known)}")
+
 def _prepare(options):
     from lcm_nb.concepts.space import load_space
     seen, space, out = look(options), load_space(options.space), Path(options.out)
-    if not options.lang_column and options.lang not in space.languages:
-        raise UserError(f"The space {space.id} has no language {options.lang}.{nearest(options.lang, space.languages)}")
+    if not options.lang_column: check_first_language(options, space)
     with sole_writer(out):
         begin(out, fingerprint(options, space))
         return finish(options, space, seen, make_shards(options, space, seen))

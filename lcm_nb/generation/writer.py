@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Continuation', 'Writer', 'encode_prompt', 'learn_sentences', 'GenerateOptions', 'generate']
 
-# %% ../../nbs/generation/01_writer.ipynb #21519448
+# %% ../../nbs/generation/01_writer.ipynb #13e2ae93
 import json
 from dataclasses import dataclass, field, replace
+from os import PathLike
 
 # %% ../../nbs/generation/01_writer.ipynb #ac4999dc
 import torch
@@ -74,7 +75,25 @@ def encode_prompt(
     if outside: raise UserError(f'The space {space.id} cannot represent "{outside[0]}"; use sentences it knows, or a model on a larger space.')
     return space.encode(sentences, lang)
 
-# %% ../../nbs/generation/01_writer.ipynb #b916f6ce
+# %% ../../nbs/generation/01_writer.ipynb #147156c0
+@patch
+def continue_concepts(self:Writer,
+    prompts, # list of (n, e) tensors
+    ids, # what names each prompt; its noise depends on it
+    lang, # language to write in
+    n=5, # sentences to write at the most
+    seed=0, # of the noise
+    sampling=None, # Sampling; None: the model's own with this seed
+    stopping=None, # Stopping; None: the model's own with n sentences at the most
+) -> list: # of Continuation
+    "Continue prompts that are concepts already"
+    sampling = sampling or replace(self.lcm.sampling, seed=seed)
+    stopping = stopping or replace(self.lcm.stopping, max_length=n)
+    batch, lang = ConceptBatch.from_list(prompts, ids=ids, space=self.space.id), language(lang)
+    concepts = [c.float().cpu() for c in self.lcm.generate(batch, sampling, stopping)]
+    sentences = iter(self.space.decode(torch.cat(concepts), lang))
+    return [Continuation([next(sentences) for _ in c], c, lang) for c in concepts]
+
 @patch
 def __call__(self:Writer,
     text, # a prompt, or a list of prompts
@@ -87,14 +106,24 @@ def __call__(self:Writer,
 ): # Continuation, or a list of them for a list of prompts
     "Continue text"
     texts = [text] if isinstance(text, str) else list(text)
-    sampling = sampling or replace(self.lcm.sampling, seed=seed)
-    stopping = stopping or replace(self.lcm.stopping, max_length=n)
-    lang = language(lang or prompt_lang)
-    prompts = ConceptBatch.from_list([encode_prompt(self.space, t, prompt_lang) for t in texts], ids=texts, space=self.space.id)
-    concepts = [c.float().cpu() for c in self.lcm.generate(prompts, sampling, stopping)]
-    sentences = iter(self.space.decode(torch.cat(concepts), lang))
-    written = [Continuation([next(sentences) for _ in c], c, lang) for c in concepts]
+    prompts = [encode_prompt(self.space, t, prompt_lang) for t in texts]
+    written = self.continue_concepts(prompts, texts, lang or prompt_lang, n, seed, sampling, stopping)
     return written[0] if isinstance(text, str) else written
+
+# %% ../../nbs/generation/01_writer.ipynb #36e823e5
+@patch
+def continue_speech(self:Writer,
+    audio, # the prompt: one recording for each sentence, as `encode_speech` takes them
+    n=5, # sentences to write at the most
+    lang=None, # language to write in; None: the prompt's
+    prompt_lang="eng_Latn", # language spoken
+    seed=0, # of the noise
+    sampling=None, # Sampling; None: the model's own with this seed
+    stopping=None, # Stopping; None: the model's own with n sentences at the most
+) -> Continuation:
+    "Continue spoken sentences in text; raises `UserError` if the space cannot hear"
+    concepts, name = self.space.encode_speech(audio, prompt_lang), " ".join(str(a) for a in audio if isinstance(a, (str, PathLike)))
+    return self.continue_concepts([concepts], [name], lang or prompt_lang, n, seed, sampling, stopping)[0]
 
 # %% ../../nbs/generation/01_writer.ipynb #187c4c53
 def learn_sentences(
@@ -110,13 +139,14 @@ def learn_sentences(
         space.index(texts, lang or documents.card.lang, concepts)
     return space
 
-# %% ../../nbs/generation/01_writer.ipynb #a776c01b
+# %% ../../nbs/generation/01_writer.ipynb #6c1810c6
 @dataclass
 class GenerateOptions:
     "Continue texts"
     model: str # run or step directory, card, shipped name such as two-tower-mini, hub id
     prompt: str | None = None # text to continue
     input: str | None = None # instead: a text file with one prompt a line
+    speech: list[str] = field(default_factory=list) # instead: sound files, one for each sentence of one prompt; the space must hear
     out: str | None = None # file for the answers as JSON lines; None: print them
     n: int = 5 # sentences to write at the most
     lang: str | None = None # language to write in; None: the prompt's
@@ -128,10 +158,11 @@ class GenerateOptions:
     sampling: config.Changes = field(default_factory=dict) # fields of Sampling to change, such as guidance_scale 2.0
     device: str | None = None # None: the fastest at hand
 
-# %% ../../nbs/generation/01_writer.ipynb #96504c36
+# %% ../../nbs/generation/01_writer.ipynb #99dfba1d
 def _prompts(options):
-    if (options.prompt is None) == (options.input is None): raise UserError("Give one of --prompt TEXT and --input FILE.")
+    if [options.prompt is None, options.input is None, not options.speech].count(False) != 1: raise UserError("Give one of --prompt TEXT, --input FILE and --speech FILE….")
     if options.prompt is not None: return [options.prompt]
+    if options.speech: return [" ".join(options.speech)]
     prompts = [line for line in read_text(options.input).splitlines() if line.strip()]
     if not prompts: raise UserError(f"{options.input} is empty; write one prompt a line.")
     return prompts
@@ -142,8 +173,8 @@ def generate(options: GenerateOptions) -> list: # of Continuation
     writer = Writer.from_pretrained(options.model, options.space, options.device)
     learn_sentences(writer.space, options.index)
     sampling = config.replace(writer.lcm.sampling, **{"seed": options.seed, **options.sampling})
-    written = []
-    for i in range(0, len(prompts), options.batch_size):
+    written = [writer.continue_speech(options.speech, options.n, options.lang, options.prompt_lang, sampling=sampling)] if options.speech else []
+    for i in range(len(written), len(prompts), options.batch_size):
         written += writer(prompts[i:i + options.batch_size], options.n, options.lang, options.prompt_lang, sampling=sampling)
     if not options.out: print("\n".join(map(str, written)))
     else:
