@@ -149,7 +149,6 @@ def main():
 
 def report(args, tokens, rows, differences, same, bf16):
     "Print the result as JSON"
-    import torch
     from common import machine
     out = {"machine": machine(args) | {"dtype": "fp32"}, "sentences": args.sentences, "tokens": {"mean": statistics.mean(tokens), "max": max(tokens)}, "largest difference": max(differences),
            "same texts": f"{min(same)} of {args.decode}", "bf16 against fp32": bf16}

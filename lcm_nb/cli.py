@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'usage', 'run_command', 'main']
 
-# %% ../nbs/cli/01_cli.ipynb #59a8fb5e
-import importlib, sys
+# %% ../nbs/cli/01_cli.ipynb #67ef0e03
+import importlib, sys, warnings
 
 # %% ../nbs/cli/01_cli.ipynb #009a987c
 from .core.errors import UserError, unknown
@@ -59,7 +59,7 @@ def _run(command, args):
         parsed = tyro.cli(getattr(importlib.import_module(module), options), args=_named(args, positional), prog=f"lcm-nb {command}")
     getattr(importlib.import_module(module), function)(parsed)
 
-# %% ../nbs/cli/01_cli.ipynb #9b533d7a
+# %% ../nbs/cli/01_cli.ipynb #bde03806
 def run_command(args) -> int: # exit code
     "Run one command and turn what users can mend into one sentence"
     try:
@@ -73,4 +73,5 @@ def run_command(args) -> int: # exit code
 
 def main(args=None):
     "Entry point of `lcm-nb` and `python -m lcm_nb`"
+    warnings.formatwarning = lambda message, *place: f"lcm-nb: {message}\n" # a sentence, without the line of code
     sys.exit(run_command(sys.argv[1:] if args is None else args))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lcm_nb.cli import run_command
-from lcm_nb.core.errors import RecordingError, UserError
+from lcm_nb.core.errors import RecordingError
 from lcm_nb.data.batches import BatchOptions, Mixture, open_documents
 from lcm_nb.data.cards import file_metadata, find_card
 from lcm_nb.data.prepare import PrepareOptions

@@ -1,8 +1,7 @@
 """Both SONAR backends on the same weights, and speech. Run by `make test-sonar`, which builds the environment of Meta's package."""
-import json, math, os, signal, struct, subprocess, sys, threading, time, warnings, wave
+import json, math, os, signal, subprocess, sys, threading, time, warnings, wave
 from pathlib import Path
 import numpy as np, pytest, torch
-from lcm_nb.concepts.sonar import PAD, padded
 from lcm_nb.concepts.space import load_space
 from lcm_nb.core.errors import UserError
 from tiny_sonar import SIZES, sentences, train_tokens

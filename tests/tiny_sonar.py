@@ -40,7 +40,7 @@ def perturb(model, scale=.2):
 def make(folder, pieces, dim, layers, heads, ffn, max_length, languages, speech):
     "Write weights and cards to `folder`"
     import torch
-    import sonar
+    import sonar  # noqa: F401  registers its models
     from fairseq2.assets import AssetCard
     from sonar.models.sonar_speech import get_sonar_speech_encoder_hub
     from sonar.models.sonar_text import get_sonar_text_decoder_hub, get_sonar_text_encoder_hub

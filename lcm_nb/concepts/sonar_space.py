@@ -225,14 +225,14 @@ def text_files(path, encoder, decoder, tokenizer)->dict: # "encoder", "decoder" 
     models = sorted((root if root.is_dir() else root.parent).glob("*.model"))
     return ({"tokenizer": models[0]} if len(models) == 1 else {}) | found | given
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #a44bb11b
+# %% ../../nbs/concepts/08_sonar_space.ipynb #780078a6
 _published = {"encoder": "text_sonar_basic_encoder", "decoder": "text_sonar_basic_decoder"}
 
 def fetched(files:dict, python, timeout)->dict: # `files` and those that were missing
     "Let the package fetch the published text models that are not in `files`"
     backend = make_backend(python, timeout, True, cards=_published)
     for half in _published.keys() - files.keys():
-        weights, tokens = backend.call("files", timeout=None, name=half)
+        weights, tokens = backend.call("fetch_files", timeout=None, name=half)
         files = {"tokenizer": Path(tokens)} | files | {half: Path(weights)}
     return files
 

@@ -126,14 +126,14 @@ def generation(beam_size, len_penalty, unk_penalty, max_length, min_length, temp
     from fairseq2.generation.sampling import TopKSampler, TopPSampler
     return (TopKSampler(top_k) if top_k else TopPSampler(top_p)), seed, options
 
-# %% ../../nbs/concepts/07_sonar_worker.ipynb #9fdd17d5
+# %% ../../nbs/concepts/07_sonar_worker.ipynb #b7a46cd2
 class Pipelines(Models):
     "What can be asked of Meta's models; texts and concepts in batches, arrays in float32"
     def load(self, name):
         "Load a model before it is needed"
         if name in ("encoder", "decoder"): getattr(self, name)
         else: self.speech_encoder(name)
-    def files(self, name): # paths of the weights and the tokenizer
+    def fetch_files(self, name): # paths of the weights and the tokenizer
         "Where the files of a text model lie; fetched if they are not here"
         from fairseq2.assets import AssetDownloadManager
         from fairseq2.runtime.dependency import get_dependency_resolver
