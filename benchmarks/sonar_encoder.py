@@ -42,8 +42,8 @@ def main():
     p.add_argument("--quick", action="store_true", help="a small encoder, to see that it runs")
     args = p.parse_args()
     import torch
-    from lcm_nb.concepts.sonar import END, padded
-    from lcm_nb.concepts.space import in_batches
+    from lcm_nb.concepts.sonar import END, PAD
+    from lcm_nb.concepts.space import in_batches, padded
     torch.set_num_threads(args.threads)
     layers, width, vocabulary = (2, 128, 1000) if args.quick else (24, 1024, 256_206)
     n, budgets = (200, [512]) if args.quick else (args.sentences, args.budgets)
@@ -56,7 +56,7 @@ def main():
     peak = args.peak * 1e12 if args.peak else ceiling(args.device, dtype, 1024 if args.device == "cpu" else 8192)
     out = {"machine": machine(args), "parameters in layers": inside, "sentences": n, "tokens on average": round(sum(sizes) / n, 1), "ceiling, TFLOP/s": round(peak / 1e12, 2), "budgets": {}}
     with torch.inference_mode():
-        run = lambda budget: torch.stack(in_batches(lambda b: model(padded(b, args.device)), rows, sizes, budget)).cpu()
+        run = lambda budget: torch.stack(in_batches(lambda b: model(padded(b, PAD, args.device)), rows, sizes, budget)).cpu()
         for budget in budgets:
             seconds, _ = timed(lambda: run(budget), 1, 1 if args.quick else 3, args.device)
             out["budgets"][budget] = {"sentences per second": round(n / seconds, 1), "TFLOP/s": round(work / seconds / 1e12, 3), "share of the ceiling": round(work / seconds / peak, 3)}

@@ -3,8 +3,8 @@ import json, shutil, warnings
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from lcm_nb.concepts import sonar
-from lcm_nb.concepts.sonar import END, PAD, Search, SonarTokenizer, TruncationWarning, beam_search, convert, load_sonar, padded, read_tensors
-from lcm_nb.concepts.space import CoverageWarning, load_space
+from lcm_nb.concepts.sonar import END, PAD, Search, SonarTokenizer, TruncationWarning, beam_search, convert, load_sonar, read_tensors
+from lcm_nb.concepts.space import CoverageWarning, load_space, padded
 from lcm_nb.core.errors import UserError
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_gradient_through_the_frozen_decoder(space, answers, kept, numbers):
 
 def test_both_halves_train_and_are_saved(folder, answers, kept, tmp_path):
     space = load_space("sonar", folder, device="cpu").requires_grad_()
-    ids = padded(space.tokenizer.source(kept[:4], answers["language"]))
+    ids = padded(space.tokenizer.source(kept[:4], answers["language"]), PAD)
     optimizer, values = torch.optim.Adam(space.parameters(), lr=3e-3), []
     for _ in range(5):
         loss = -space.log_likelihood(space.encoder(ids), kept[:4], answers["language"]).mean()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAD', 'END', 'UNKNOWN', 'SHIPPED', 'pieces', 'Vocabulary', 'vocabulary_of', 'SubwordVocabulary', 'train_vocabulary',
-           'MiniConfig', 'attend', 'Attention', 'Layer', 'MiniSpace', 'padded', 'SentenceBatch', 'held_out', 'MiniData',
+           'MiniConfig', 'attend', 'Attention', 'Layer', 'MiniSpace', 'SentenceBatch', 'held_out', 'MiniData',
            'new_space', 'saved_vocabulary', 'load_mini', 'unseen']
 
-# %% ../../nbs/concepts/03_mini.ipynb #cf308128
+# %% ../../nbs/concepts/03_mini.ipynb #41867da2
 import hashlib, importlib.resources, io, re
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +23,7 @@ from ..core.errors import UserError
 from ..core.files import atomic, read_json, write_json
 from ..core.losses import Losses
 from ..core.rng import key_seed, numpy_rng
-from .space import ConceptSpace
+from .space import ConceptSpace, padded
 
 # %% ../../nbs/concepts/03_mini.ipynb #06766857
 _piece = re.compile(r" ?(?:\w+['’]?|[^\w\s])|\s")
@@ -183,16 +183,11 @@ def concepts(self:MiniSpace, ids): # ids: (b, n), padded on the right
     x = (self.encoder_norm(x)*real[..., None]).sum(1)/real.sum(1, keepdim=True) # b d
     return F.layer_norm(self.to_concept(x).float(), (self.dim,)) # b e
 
-# %% ../../nbs/concepts/03_mini.ipynb #417b79d5
-def padded(rows:list[list[int]], length=None): # (b, n) int64
-    "Rows of numbers, padded on the right"
-    n = length or max(map(len, rows))
-    return torch.tensor([r + [PAD]*(n - len(r)) for r in rows])
-
+# %% ../../nbs/concepts/03_mini.ipynb #88f15752
 @patch
 def encode_batch(self:MiniSpace, texts, lang):
     rows = [self.vocabulary.encode(t, lang)[:self.config.max_length] for t in texts]
-    with torch.inference_mode(): return self.concepts(padded(rows).to(self.pieces.weight.device))
+    with torch.inference_mode(): return self.concepts(padded(rows, PAD, self.pieces.weight.device))
 
 @patch
 def size(self:MiniSpace, text): return self.vocabulary.size(text)
@@ -276,7 +271,7 @@ def loss(self:MiniSpace, batch:SentenceBatch)->Losses:
     total = ce + count*(o.translation_weight*apart + o.mean_weight*mean)
     return Losses(total, count, {"cross_entropy": ce.detach(), "translation_distance": apart.detach()*count, "mean_concept": mean.detach()*count})
 
-# %% ../../nbs/concepts/03_mini.ipynb #ba0b1626
+# %% ../../nbs/concepts/03_mini.ipynb #d13237fc
 def held_out(event)->bool:
     "Whether `event` is kept from training, to measure on"
     return len(event.values) >= 3 and key_seed("held out", event.kind, *event.values) % 5 == 0
@@ -298,7 +293,7 @@ class MiniData:
         "The k-th batch"
         rng, langs = numpy_rng("mini languages", self.seed, k), self.vocabulary.languages
         rows = [self.vocabulary.encode(self.world.tell(e, langs[i]), langs[i]) for e in self.events(k) for i in rng.permutation(len(langs))[:2]]
-        return SentenceBatch(padded(rows).unflatten(0, (-1, 2)))
+        return SentenceBatch(padded(rows, PAD).unflatten(0, (-1, 2)))
     def validation(self, n=4): # n batches of held-out events
         "Batches to validate on"
         data = MiniData(self.world, self.seed, self.pairs, self.vocabulary, stories=200, split="validation")

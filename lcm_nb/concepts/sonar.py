@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['START', 'PAD', 'END', 'UNKNOWN', 'TAGS', 'FILES', 'SonarTokenizer', 'read_tensors', 'from_fairseq2', 'halves',
-           'build', 'fill', 'mean_pool', 'SonarEncoder', 'padded', 'SonarDecoder', 'untied', 'Writing', 'Search',
-           'Hypothesis', 'log_probs', 'allow', 'begin', 'extensions', 'beam_search', 'trim', 'sample', 'uniform',
-           'TruncationWarning', 'SonarReader', 'SonarSpace', 'state_id', 'raw', 'facts', 'checkpoints', 'home', 'local',
-           'gather', 'assemble', 'precision', 'space_id', 'load_sonar', 'write_safetensors', 'write_space', 'convert',
+           'build', 'fill', 'mean_pool', 'SonarEncoder', 'SonarDecoder', 'untied', 'Writing', 'Search', 'Hypothesis',
+           'log_probs', 'allow', 'begin', 'extensions', 'beam_search', 'trim', 'sample', 'uniform', 'TruncationWarning',
+           'SonarReader', 'SonarSpace', 'state_id', 'raw', 'facts', 'checkpoints', 'home', 'local', 'gather',
+           'assemble', 'precision', 'space_id', 'load_sonar', 'write_safetensors', 'write_space', 'convert',
            'ConvertOptions', 'convert_files']
 
-# %% ../../nbs/concepts/05_sonar.ipynb #3a160b39
+# %% ../../nbs/concepts/05_sonar.ipynb #281bc98e
 import hashlib, json, os, pickle, re, shutil, struct, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from ..core.errors import UserError
 from ..core.device import default_device, has_fast_bf16
 from ..core.files import atomic, atomic_path, read_json, sha256, write_json
 from ..core.rng import generator
-from .space import ConceptSpace, as_list, check_concepts, in_batches, report_outside, space_language
+from .space import ConceptSpace, as_list, check_concepts, in_batches, padded, report_outside, space_language
 
 # %% ../../nbs/concepts/05_sonar.ipynb #622e4d81
 START, PAD, END, UNKNOWN = range(4)
@@ -160,13 +160,6 @@ class SonarEncoder(nn.Module):
     def states(self, ids): # (b, n, d)
         return self.model(input_ids=ids, attention_mask=(ids != PAD).long()).last_hidden_state
     def forward(self, ids): return mean_pool(self.states(ids), ids != PAD)
-
-# %% ../../nbs/concepts/05_sonar.ipynb #f8fdef45
-def padded(rows:list[list[int]], device="cpu"): # (b, n) int64
-    "Rows of ids, padded on the right"
-    n = max(map(len, rows))
-    ids = torch.tensor([r + [PAD]*(n - len(r)) for r in rows])
-    return ids.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else ids.to(device) # a GPU need not finish its last batch first
 
 # %% ../../nbs/concepts/05_sonar.ipynb #3c27414c
 class SonarDecoder(nn.Module):
@@ -385,7 +378,7 @@ def coverage(self:SonarReader, texts:list[str], lang:str)->list[bool]:
     "For each text: is there something to read, and can it be read to its end?"
     return [bool(t.strip()) and not long for t, long in zip(texts, self.too_long(texts, lang))]
 
-# %% ../../nbs/concepts/05_sonar.ipynb #d7235a70
+# %% ../../nbs/concepts/05_sonar.ipynb #51f5c5d0
 class SonarSpace(SonarReader, nn.Module):
     "SONAR's text encoder and decoder"
     max_beams = 320 # beginnings that are extended together
@@ -404,7 +397,7 @@ class SonarSpace(SonarReader, nn.Module):
         if found is None: raise UserError(f'The space "{self.id}" was loaded without its {name}; put {FILES[name]} into its folder, or name the file with {name}=….')
         return found
     def concepts_of(self, batch, lang):
-        ids = padded([r[:self.max_length] for _, r in batch], self.device)
+        ids = padded([r[:self.max_length] for _, r in batch], PAD, self.device)
         with torch.inference_mode(): return self.need("encoder")(ids)
     __repr__ = ConceptSpace.__repr__
 
@@ -442,14 +435,14 @@ def decode(self:SonarSpace, concepts, # (n, e)
     "The sentences that `concepts` stand for"
     return [self.tokenizer.decode(h[0].ids) for h in self.hypotheses(concepts, lang, progress, **search)]
 
-# %% ../../nbs/concepts/05_sonar.ipynb #cf9f7bda
+# %% ../../nbs/concepts/05_sonar.ipynb #04045321
 @patch
 def log_likelihood(self:SonarSpace, concepts, # (n, e)
                    texts:list[str], lang:str): # (n,)
     "Log-probability of each text, given its concept"
     decoder, texts, lang = self.need("decoder"), as_list(texts), space_language(self, lang)
     check_concepts(self, concepts)
-    ids = padded(self.tokenizer.target(texts, lang), self.device) # n m
+    ids = padded(self.tokenizer.target(texts, lang), PAD, self.device) # n m
     lp = decoder(concepts.to(self.device), ids[:, :-1]).float().log_softmax(-1)
     return (lp.gather(2, ids[:, 1:, None])[..., 0]*(ids[:, 1:] != PAD))[:, 1:].sum(1)
 

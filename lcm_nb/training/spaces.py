@@ -6,12 +6,12 @@
 __all__ = ['TABLES', 'READERS', 'TASKS', 'WINDOW', 'suffix', 'named_file', 'TextFiles', 'text_files', 'read_lines',
            'column_language', 'read_tsv', 'read_objects', 'read_parquet', 'read_table', 'tidy_row', 'cut_row',
            'read_rows', 'is_held_out', 'Coding', 'mini_coding', 'sonar_coding', 'coded', 'write_rows', 'longest_of',
-           'Rows', 'corrupt', 'draw_task', 'views', 'TextData', 'padded', 'origin', 'split_rows', 'learn_vocabulary',
+           'Rows', 'corrupt', 'draw_task', 'views', 'TextData', 'paired', 'origin', 'split_rows', 'learn_vocabulary',
            'learnt_coding', 'tell', 'prepare_text', 'SonarTuning', 'stored_type', 'SonarTraining', 'cross_entropy',
            'changes', 'continued', 'existing_model', 'fit_noise', 'world_run', 'fresh_model', 'coding_of',
            'validation_batches', 'text_run', 'space_run']
 
-# %% ../../nbs/training/06_spaces.ipynb #2119b561
+# %% ../../nbs/training/06_spaces.ipynb #8093ca97
 import functools, itertools, json
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..core.names import language
 from ..core.rng import generator, key_seed, numpy_rng
 from ..concepts.mini import END, PAD, UNKNOWN, MiniConfig, MiniData, MiniSpace, SentenceBatch, SubwordVocabulary, new_space, saved_vocabulary, train_vocabulary
 from ..concepts.segment import segment
-from ..concepts.space import load_space
+from ..concepts.space import load_space, padded
 from ..concepts import sonar
 from ..concepts.sonar import SonarSpace
 from ..data.prepare import text_lines
@@ -262,14 +262,11 @@ class TextData:
         i = i[np.argsort(self.rows.lengths[i], kind="stable")].reshape(self.window, self.pairs)
         return i[numpy_rng("window", self.seed, w).permutation(self.window)]
 
-# %% ../../nbs/training/06_spaces.ipynb #db697eb1
-def padded(rows, # b pairs of lists of numbers
+# %% ../../nbs/training/06_spaces.ipynb #b1c069ce
+def paired(rows, # b pairs of lists of numbers
            pad:int): # (b, 2, n)
     "Pairs of lists of numbers, padded on the right"
-    out = np.full((len(rows), 2, max(len(v) for r in rows for v in r)), pad)
-    for i, row in enumerate(rows):
-        for j, v in enumerate(row): out[i, j, :len(v)] = v
-    return torch.from_numpy(out)
+    return padded([v for row in rows for v in row], pad).unflatten(0, (-1, 2))
 
 @patch
 def batch(self:TextData, k)->SentenceBatch:
@@ -277,7 +274,7 @@ def batch(self:TextData, k)->SentenceBatch:
     rng, draw = numpy_rng("views", self.seed, k), generator("noise", self.seed, k)
     read, write, same = zip(*(views(self.rows[i], self.objective, self.coding, rng) for i in self.sorted(k//self.window)[k % self.window]))
     noise = torch.rand(len(same), 2, 1, generator=draw)*torch.randn(len(same), 2, self.dim, generator=draw)
-    return SentenceBatch(padded(read, self.coding.pad), padded(write, self.coding.pad), noise, torch.tensor(same))
+    return SentenceBatch(paired(read, self.coding.pad), paired(write, self.coding.pad), noise, torch.tensor(same))
 
 # %% ../../nbs/training/06_spaces.ipynb #0cdbc72e
 _made_by = ("text", "validation", "validation_share", "lang", "max_chars", "vocabulary_size")
