@@ -19,13 +19,14 @@ from .sonar_worker import Pipelines, answer, receive, send
 from .space import check_concepts, space_language
 from tqdm.auto import tqdm
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #7cd1ff43
+# %% ../../nbs/concepts/08_sonar_space.ipynb #1ae6f0c2
 WORKER = Path(importlib.resources.files("lcm_nb"))/"concepts"/"sonar_worker.py"
 _start = "import sys; sys.path.pop(0); exec(compile(open(sys.argv[1]).read(), sys.argv[1], 'exec'))" # run as a file, its folder would hide the package `sonar`
 
 def ending(process)->str:
     "How a process ended, in words"
-    code = process.wait()
+    try: code = process.wait(10)
+    except subprocess.TimeoutExpired: return "closed the connection"
     if code >= 0: return f"ended with code {code}"
     return f"was killed by {signal.Signals(-code).name}" + (", which is what the system does when memory runs out" if code == -signal.SIGKILL else "")
 
@@ -51,7 +52,7 @@ def value_of(got:dict, what:str): # an answer of the worker
     if "sndfile" in said: mend = "; fairseq2 needs the system library libsndfile (Debian: apt install libsndfile1)"
     raise UserError(f"sonar-space cannot {what}: {said.rstrip('.')}{mend}.") from RuntimeError(got["trace"])
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #be9301ba
+# %% ../../nbs/concepts/08_sonar_space.ipynb #4faad902
 class Remote:
     "An object in another process, made and called as here"
     def __init__(self, python, # interpreter of the other environment
@@ -70,7 +71,8 @@ class Remote:
         theirs.close()
         self.socket, self.connection = ours, Connection(os.dup(ours.fileno()))
         self.end = weakref.finalize(self, close, self.process, self.connection)
-        value_of(self.exchange(self.made_with, "start", self.timeout), "start")
+        try: value_of(self.exchange(self.made_with, "start", self.timeout), "start")
+        except UserError: self.end(); raise
     def exchange(self, message, what, timeout):
         "Send a message and take the answer; raises `UserError` if none comes"
         for way in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO): self.socket.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", int(timeout or 0), int((timeout or 0)%1*1e6)))
