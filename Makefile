@@ -6,7 +6,7 @@ WORKERS ?= 2
 SONAR_VENV ?= .venv-sonar
 SONAR_STAMP := $(SONAR_VENV)/.installed
 
-.PHONY: install quickstart test test-all test-sonar bench-sonar export readme outputs clean
+.PHONY: install quickstart test test-all test-sonar sonar-env bench-sonar export readme outputs clean
 
 $(STAMP): settings.ini setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,7 +31,9 @@ $(SONAR_STAMP): requirements-sonar.txt settings.ini setup.py pyproject.toml
 	$(SONAR_VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-test-sonar: $(STAMP) $(SONAR_STAMP)  ## both SONAR backends against each other, and speech (7 GB; needs libsndfile1)
+sonar-env: $(SONAR_STAMP)         ## the environment of Meta's package (7 GB; needs libsndfile1)
+
+test-sonar: $(STAMP) $(SONAR_STAMP)  ## both SONAR backends against each other, and speech
 	LCM_NB_SONAR_PYTHON=$(abspath $(SONAR_VENV))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sonar_package.py
 
 bench-sonar: $(STAMP) $(SONAR_STAMP) ## the same models by both backends: sentences a second

@@ -1,4 +1,4 @@
-"What both benchmarks share: the work, the models, the clock."
+"What the benchmarks share: the work, the models, the clock."
 import argparse
 import json
 import os

@@ -52,9 +52,9 @@ def theirs(folder, work):
         pipe.predict(work["texts"][:50], source_lang="eng_Latn")
         for name, how in work["batches"].items():
             start = clock(work)()
-            x = pipe.predict(work["texts"], source_lang="eng_Latn", **how)
+            x = pipe.predict(work["texts"], source_lang="eng_Latn", **how).float().cpu()
             out[name] = clock(work)() - start
-        np.save(work["out"], x.float().cpu().numpy())
+        np.save(work["out"], x.numpy())
     else:
         pipe = load("small_decoder", EmbeddingToTextModelPipeline)
         x = torch.from_numpy(np.load(work["concepts"])).to(device)

@@ -3,7 +3,7 @@ import json, math, os, signal, subprocess, sys, threading, time, warnings, wave
 from pathlib import Path
 import numpy as np, pytest, torch
 from lcm_nb.concepts.space import load_space
-from lcm_nb.core.errors import UserError
+from lcm_nb.core.errors import RecordingError, UserError
 from tiny_sonar import SIZES, sentences, train_tokens
 from toys import finish, lcm_nb
 
@@ -72,6 +72,10 @@ def test_sampling(theirs, concepts):
     assert theirs.decode(concepts[:40], "en", sample=True, top_k=1, max_length=12) == greedy
     drawn = [theirs.decode(concepts[:40], "en", sample=True, max_length=12, seed=s) for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+    many = theirs.decode(concepts[:1].expand(130, -1), "en", sample=True, max_length=12)
+    assert many[:64] != many[64:128] # batches draw differently
+    with pytest.raises(UserError, match="top_k or with top_p"): theirs.decode(concepts[:1], "en", sample=True, top_k=3, top_p=.5)
+    with pytest.raises(UserError, match="no lists of hypotheses"): theirs.hypotheses(concepts[:1], "en", sample=True)
 
 def test_wrong_requests(theirs, concepts):
     with pytest.raises(UserError, match=r"\(n, 64\)"): theirs.decode(torch.zeros(2, 3), "en")
@@ -140,12 +144,27 @@ print(json.dumps(SpeechToEmbeddingModelPipeline(model).predict([{path!r}]).tolis
     wanted = json.loads(subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert (theirs.encode_speech([path], "en") - torch.tensor(wanted)).abs().max() < 1e-5
 
-def test_rates_and_channels(theirs, tmp_path):
-    x = theirs.encode_speech([(tone(1.5), 16_000)], "en")[0]
-    other = theirs.encode_speech([(tone(1.5, seed=1), 16_000)], "en")[0]
-    stereo = np.stack([tone(1.5, 44_100)]*2, 1)
-    y = theirs.encode_speech([(tone(1.5, 48_000), 48_000), write_wav(tmp_path/"s.wav", stereo, 44_100)], "en")
-    assert (y - x).norm(dim=1).max() < .5*(other - x).norm() # nearer than another sound
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_rates_and_channels(rate, tmp_path):
+    "Whatever a file's rate and channels, what is heard is the same sound at 16 kHz"
+    t = lambda r: np.arange(int(1.5*r))/r
+    sound = lambda r: .1*sum(np.sin(2*math.pi*f*t(r)) for f in (110, 440, 1000, 3100)).astype("f4")
+    left_and_right = np.stack([1.5*sound(rate), .5*sound(rate)], 1) # their mean is the sound
+    path = write_wav(tmp_path/"s.wav", left_and_right, rate)
+    np.save(tmp_path/"array.npy", sound(rate))
+    code = f"""
+import numpy as np
+from lcm_nb.concepts.sonar_worker import waveform
+np.save({str(tmp_path/'heard.npy')!r}, np.stack([waveform(x)[0].numpy() for x in ({path!r}, [np.load({str(tmp_path/'array.npy')!r}), {rate}])]))
+"""
+    subprocess.run([PYTHON, "-c", code], check=True)
+    wanted, heard = sound(16_000), np.load(tmp_path/"heard.npy")
+    assert heard.shape == (2, len(wanted))
+    assert np.abs(heard - wanted)[:, 200:-200].max() < 1e-2 # its ends apart; the loudest sample is 0.4
+
+def test_a_resampled_sound_is_near(theirs):
+    x, y, other = theirs.encode_speech([(tone(1.5), 16_000), (tone(1.5, 48_000), 48_000), (tone(1.5, seed=1), 16_000)], "en")
+    assert (y - x).norm() < .15*(other - x).norm()
 
 def test_order_does_not_matter(theirs, tmp_path):
     sounds = [(tone(.3 + .1*i, seed=i), 16_000) for i in range(19)]
@@ -161,6 +180,8 @@ def test_wrong_speech(theirs, tmp_path):
     with pytest.raises(UserError, match="90.000 s; SONAR hears from"): theirs.encode_speech([write_wav(tmp_path/"l.wav", tone(90), 16_000)], "en")
     with pytest.raises(UserError, match="sonar_speech_encoder_deu"): theirs.encode_speech([(tone(1), 16_000)], "de")
     with pytest.raises(UserError, match="brackets"): theirs.encode_speech("a.wav", "en")
+    with pytest.raises(UserError, match="it hears arb"): theirs.encode_speech([(tone(1), 16_000)], "ace_Latn")
+    with pytest.raises(RecordingError, match="0.000 s"): theirs.encode_speech([(np.zeros(0, "f4"), 44_100)], "en")
     assert len(theirs.encode_speech([(tone(.036), 16_000), (tone(80.9), 16_000)], "en")) == 2
     assert theirs.encode_speech([], "en").shape == (0, 64)
 
@@ -238,4 +259,4 @@ def test_errors_over_there(folder, tmp_path):
     assert "Traceback" in str(e.value.__cause__)
     with pytest.raises(UserError, match="cannot start"): load_space("sonar-space", folder, device="nowhere").encode(["Hi."], "en")
     with pytest.raises(UserError, match="no sonar-space|cannot be started"): load_space("sonar-space", folder, python="/no/python").encode(["Hi."], "en")
-    with pytest.raises(UserError, match="lacks them"): load_space("sonar-space", tmp_path/"..", tokenizer=folder/"sentencepiece.model")
+    with pytest.raises(UserError, match="no SONAR at"): load_space("sonar-space", tmp_path.parent, tokenizer=folder/"sentencepiece.model")

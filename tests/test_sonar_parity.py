@@ -227,7 +227,7 @@ def test_truncation_is_reported(folder, answers):
     cut = torch.tensor([space.tokenizer.source(texts[:1], lang)[0][:space.max_length]])
     with torch.inference_mode(): assert torch.allclose(space.encoder(cut)[0], x[0], atol=1e-5)
     with pytest.raises(UserError, match="2 of 3"): space.encode(texts, lang, strict=True)
-    assert space.coverage([*texts, " "], lang) == [False, True, False, False]
+    assert space.coverage([*texts, " "], lang) == space.covers([*texts, " "], None, lang) == [False, True, False, False]
 
 def test_order_doubles_and_empty(space, answers, kept):
     lang = answers["language"]

@@ -6,8 +6,8 @@
 __all__ = ['START', 'PAD', 'END', 'UNKNOWN', 'TAGS', 'FILES', 'SonarTokenizer', 'read_tensors', 'from_fairseq2', 'halves',
            'build', 'fill', 'mean_pool', 'SonarEncoder', 'SonarDecoder', 'untied', 'Writing', 'Search', 'Hypothesis',
            'log_probs', 'allow', 'begin', 'extensions', 'beam_search', 'trim', 'sample', 'uniform', 'TruncationWarning',
-           'SonarReader', 'SonarSpace', 'state_id', 'raw', 'facts', 'checkpoints', 'home', 'local', 'gather',
-           'assemble', 'precision', 'space_id', 'load_sonar', 'write_safetensors', 'write_space', 'convert',
+           'SonarReader', 'SonarSpace', 'state_id', 'raw', 'facts', 'found_halves', 'checkpoints', 'home', 'local',
+           'gather', 'assemble', 'precision', 'space_id', 'load_sonar', 'write_safetensors', 'write_space', 'convert',
            'ConvertOptions', 'convert_files']
 
 # %% ../../nbs/concepts/05_sonar.ipynb #281bc98e
@@ -338,7 +338,7 @@ class SonarReader(ConceptSpace):
     def concepts_of(self, batch:list[tuple[str,list[int]]], lang:str): # (b, e); batch: texts with their ids
         raise NotImplementedError
 
-# %% ../../nbs/concepts/05_sonar.ipynb #d1536436
+# %% ../../nbs/concepts/05_sonar.ipynb #8db1b438
 @patch
 def report_long(self:SonarReader, rows:list[list[int]], texts:list[str], strict=False):
     "Count and report the rows of ids that are longer than the encoder reads"
@@ -361,22 +361,26 @@ def encode(self:SonarReader,
     texts, lang = as_list(texts), space_language(self, lang)
     if not texts: return torch.zeros(0, self.dim)
     unique = {t: i for i, t in enumerate(dict.fromkeys(texts))}
-    if check: report_outside(self, list(unique), self.covers(list(unique), None, lang), strict)
+    if check: report_outside(self, list(unique), [bool(t.strip()) for t in unique], strict)
     rows = self.tokenizer.source(list(unique), lang)
     self.report_long(rows, list(unique), strict)
     sizes = [min(len(r), self.max_length) for r in rows]
     x = in_batches(lambda b: self.concepts_of(b, lang), list(zip(unique, rows)), sizes, self.max_tokens, progress)
     return torch.stack(x)[[unique[t] for t in texts]].cpu().clone()
 
-# %% ../../nbs/concepts/05_sonar.ipynb #ea214cdb
+# %% ../../nbs/concepts/05_sonar.ipynb #d42a2d95
 @patch
 def too_long(self:SonarReader, texts, lang):
     return [len(r) > self.max_length for r in self.tokenizer.source(as_list(texts), space_language(self, lang))]
 
 @patch
+def covers(self:SonarReader, texts, concepts, lang):
+    return [bool(t.strip()) and not long for t, long in zip(texts, self.too_long(texts, lang))]
+
+@patch
 def coverage(self:SonarReader, texts:list[str], lang:str)->list[bool]:
     "For each text: is there something to read, and can it be read to its end?"
-    return [bool(t.strip()) and not long for t, long in zip(texts, self.too_long(texts, lang))]
+    return self.covers(as_list(texts), None, lang)
 
 # %% ../../nbs/concepts/05_sonar.ipynb #51f5c5d0
 class SonarSpace(SonarReader, nn.Module):
@@ -470,21 +474,27 @@ def facts(folder:Path)->dict: # of heads, max_length, languages, space (an id): 
         out |= {n: v for n, v in dict(heads=heads, max_length=sizes.get("max_seq_len", 512) + 2, languages=words.get("langs")).items() if v}
     return out
 
-# %% ../../nbs/concepts/05_sonar.ipynb #a97950cf
+# %% ../../nbs/concepts/05_sonar.ipynb #505190be
 _shard, _beside = re.compile(r"-\d{5}-of-\d{5}$"), {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"} # these lie beside fine-tuned models, and spenc.*.pt are speech encoders
 
-def checkpoints(path:Path, # a file or a folder
-                wanted=("encoder", "decoder"), trust_pickle=False)->dict: # half -> its tensors
+def found_halves(path:Path, # a file or a folder
+                 wanted=("encoder", "decoder"), trust_pickle=False)->dict: # half -> (its tensors, the first file they are in)
     "The halves of SONAR in a file, or in the files of a folder"
     files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".pt", ".pth", ".bin", ".safetensors") and f.name not in _beside and not f.name.startswith("spenc."))
-    whole, out, at = {}, {}, {}
-    for f in files: whole.setdefault(_shard.sub("", f.stem) + f.suffix, {}).update(read_tensors(f, trust_pickle))
+    whole, first, out = {}, {}, {}
+    for f in files:
+        name = _shard.sub("", f.stem) + f.suffix
+        first.setdefault(name, f); whole.setdefault(name, {}).update(read_tensors(f, trust_pickle))
     for name, tensors in whole.items():
         for half, state in halves(tensors).items():
             if not state or half not in wanted: continue
-            if half in out: raise UserError(f"Both {at[half]} and {name} in {path} hold a SONAR {half}; name the right one with {half}=….")
-            out[half], at[half] = state, name
+            if half in out: raise UserError(f"Both {out[half][1].name} and {first[name].name} in {path} hold a SONAR {half}; name the right one with {half}=….")
+            out[half] = state, first[name]
     return out
+
+def checkpoints(path:Path, wanted=("encoder", "decoder"), trust_pickle=False)->dict: # half -> its tensors
+    "The tensors of `found_halves`"
+    return {half: state for half, (state, _) in found_halves(path, wanted, trust_pickle).items()}
 
 # %% ../../nbs/concepts/05_sonar.ipynb #48b217a3
 def home()->Path:

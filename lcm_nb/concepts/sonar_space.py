@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['WORKER', 'HEARS', 'ending', 'last_words', 'close', 'value_of', 'Remote', 'Here', 'text_card', 'spoken',
-           'speech_cards', 'SonarPackageSpace', 'recording', 'make_backend', 'text_files', 'fetched',
+           'speech_cards', 'SonarPackageSpace', 'recording', 'unheard', 'make_backend', 'fetched', 'published_file',
            'load_sonar_space']
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #628f1d68
+# %% ../../nbs/concepts/08_sonar_space.ipynb #a2878cf3
 import functools, importlib.resources, importlib.util, os, re, signal, socket, struct, subprocess, sys, tempfile, warnings, weakref
 from multiprocessing.connection import Connection
 from pathlib import Path
 import numpy as np, torch
 from ..core import config, names
 from ..core.errors import RecordingError, UserError
-from .sonar import FILES, Hypothesis, SonarReader, SonarTokenizer, checkpoints, facts, halves, home, load_sonar, local, read_tensors, space_id
+from ..core.rng import key_seed
+from .sonar import FILES, Hypothesis, SonarReader, SonarTokenizer, found_halves, gather, home, local, space_id
 from .sonar_worker import Pipelines, answer, receive, send
 from .space import check_concepts, space_language
 from tqdm.auto import tqdm
@@ -52,18 +53,18 @@ def value_of(got:dict, what:str): # an answer of the worker
     if "sndfile" in said: mend = "; fairseq2 needs the system library libsndfile (Debian: apt install libsndfile1)"
     raise UserError(f"sonar-space cannot {what}: {said.rstrip('.')}{mend}.") from RuntimeError(got["trace"])
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #4faad902
+# %% ../../nbs/concepts/08_sonar_space.ipynb #8fa50a8f
 class Remote:
     "An object in another process, made and called as here"
     def __init__(self, python, # interpreter of the other environment
                  timeout=600., # seconds without an answer after which the process is ended; None: wait for ever
                  script=WORKER, # what it runs
-                 show=False, # let it write to this process's error stream, for instance the progress of a download
+                 download=False, # it may fetch files: its progress goes to this process's error stream
                  **made_with): # what the object is made with
-        self.python, self.timeout, self.script, self.show, self.made_with, self.process = str(python), timeout, str(script), show, made_with, None
+        self.python, self.timeout, self.script, self.download, self.made_with, self.process = str(python), timeout, str(script), download, made_with, None
     def start(self):
         ours, theirs = socket.socketpair()
-        self.log = None if self.show else tempfile.TemporaryFile()
+        self.log = None if self.download else tempfile.TemporaryFile()
         env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
         try: self.process = subprocess.Popen([self.python, "-c", _start, self.script, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                                              stderr=self.log, env=env, start_new_session=True)
@@ -89,9 +90,10 @@ class Remote:
         if not self.process or not self.end.alive: self.start()
         return value_of(self.exchange([method, kw], method.replace("_", " "), self.timeout if timeout == "as made" else timeout), method.replace("_", " "))
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #3f4312af
+# %% ../../nbs/concepts/08_sonar_space.ipynb #2c619e87
 class Here:
     "The same object in this process"
+    download = False
     def __init__(self, make=Pipelines, **made_with): self.made = value_of(answer(make, **made_with) , "start")
     def call(self, method, timeout=None, **kw): return value_of(answer(getattr(self.made, method), **kw), method.replace("_", " "))
 
@@ -138,7 +140,7 @@ class SonarPackageSpace(SonarReader):
         self.need("encoder")
         return torch.tensor(self.backend.call("encode", texts=[t for t, _ in batch], lang=lang))
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #4f840764
+# %% ../../nbs/concepts/08_sonar_space.ipynb #7f3fe39a
 from fastcore.basics import patch
 
 @patch
@@ -148,14 +150,17 @@ def _write(self:SonarPackageSpace, method, concepts, lang, progress, search):
     x, lang = torch.as_tensor(concepts).float().cpu(), space_language(self, lang)
     check_concepts(self, x)
     o, out = self.searching(**search), []
-    for b in tqdm(x.split(max(1, self.max_beams//o.beam_size)) if len(x) else [], disable=not progress): out += self.backend.call(method, concepts=b.numpy(), lang=lang, search=config.to_dict(o))
+    if o.sample and (o.top_k and o.top_p < 1 or method != "decode"): raise UserError("The package samples texts with top_k or with top_p, not with both, and gives no lists of hypotheses.")
+    for i, b in enumerate(tqdm(x.split(max(1, self.max_beams//o.beam_size)) if len(x) else [], disable=not progress)):
+        seed = key_seed("sonar-space sample", o.seed, i) # batches draw differently
+        out += self.backend.call(method, concepts=b.numpy(), lang=lang, search=config.to_dict(o) | {"seed": seed})
     return out
 
 @patch
 def decode(self:SonarPackageSpace, concepts, # (n, e)
            lang:str, # language to write
            progress=False, # show a progress bar
-           **search, # fields of `Search`, such as beam_size=1
+           **search, # fields of `Search`, such as beam_size=1; what is sampled depends on `max_beams` too
           )->list[str]: # n sentences
     "The sentences that `concepts` stand for"
     return self._write("decode", concepts, lang, progress, search)
@@ -185,7 +190,14 @@ def recording(item): # path, or (samples, rate)
     if not np.isfinite(samples).all(): raise RecordingError("The samples of a recording hold NaN or infinite values.")
     return [samples, rate], 2*len(samples)
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #38a9137b
+# %% ../../nbs/concepts/08_sonar_space.ipynb #6e060110
+def unheard(id, lang)->UserError: # to be raised by the caller
+    "The error for a language that a space cannot hear"
+    code = next((l for l in HEARS if spoken(l) == lang), None)
+    if not code: return UserError(f'SONAR has no speech encoder for "{lang}"; it hears {", ".join(HEARS)}.')
+    return UserError(f'The space "{id}" has no speech encoder for "{lang}"; put spenc.*.{code}.pt (SONAR\'s sonar_speech_encoder_{code}) into its folder.')
+
+# %% ../../nbs/concepts/08_sonar_space.ipynb #8f99de75
 @patch
 def encode_speech(self:SonarPackageSpace,
                   audio:list, # recordings: paths of sound files, or pairs of samples (n,) and their rate in Hz
@@ -195,8 +207,8 @@ def encode_speech(self:SonarPackageSpace,
     "The concepts of spoken sentences; raises `RecordingError` for a recording that cannot be read, or is too short or too long"
     lang = names.language(lang)
     if isinstance(audio, (str, os.PathLike)): raise UserError("encode_speech takes a list of recordings, not one path; put it in brackets: [path].")
-    if lang not in self.speech_languages:
-        raise UserError(f'The space "{self.id}" has no speech encoder for "{lang}"; put spenc.*.{lang[:3]}.pt (SONAR\'s sonar_speech_encoder_{lang[:3]}) into its folder.')
+    if lang not in self.speech_languages: raise unheard(self.id, lang)
+    self.backend.call("load", name=lang, **({"timeout": None} if self.backend.download else {}))
     sent, rows = [recording(a) for a in audio], torch.zeros(len(audio), self.dim)
     order = sorted(range(len(sent)), key=lambda i: sent[i][1])
     for at in tqdm([order[i:i+self.max_recordings] for i in range(0, len(order), self.max_recordings)], disable=not progress):
@@ -205,63 +217,54 @@ def encode_speech(self:SonarPackageSpace,
         rows[at] = x
     return rows
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #244385f4
+# %% ../../nbs/concepts/08_sonar_space.ipynb #0d1df0a0
 def make_backend(python, timeout, download, **made_with): # Remote or Here
     "Where Meta's package runs"
     python = python or os.environ.get("LCM_NB_SONAR_PYTHON")
-    if python: return Remote(python, timeout, show=download, **made_with)
+    if python: return Remote(python, timeout, download=download, **made_with)
     if importlib.util.find_spec("fairseq2"): return Here(**made_with)
     raise UserError("sonar-space is not in this environment, and cannot be together with this torch; install requirements-sonar.txt into another one and name its interpreter with "
                     "python=…/bin/python or $LCM_NB_SONAR_PYTHON.")
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #c806e489
-def text_files(path, encoder, decoder, tokenizer)->dict: # "encoder", "decoder" and "tokenizer" -> path
-    "The files that are named, or found in a folder"
-    given = {n: local(p) for n, p in (("encoder", encoder), ("decoder", decoder), ("tokenizer", tokenizer)) if p}
-    if path is None: return given
-    root, found = local(path), {}
-    for f in sorted(root.glob("*.pt")) if root.is_dir() else [root]:
-        if f.name.startswith("spenc."): continue
-        for half, state in halves(read_tensors(f)).items():
-            if state and found.setdefault(half, f) != f: raise UserError(f"Both {found[half].name} and {f.name} in {root} hold a SONAR {half}; name the right one with {half}=….")
-    models = sorted((root if root.is_dir() else root.parent).glob("*.model"))
-    return ({"tokenizer": models[0]} if len(models) == 1 else {}) | found | given
-
-# %% ../../nbs/concepts/08_sonar_space.ipynb #780078a6
+# %% ../../nbs/concepts/08_sonar_space.ipynb #99886fab
 _published = {"encoder": "text_sonar_basic_encoder", "decoder": "text_sonar_basic_decoder"}
 
-def fetched(files:dict, python, timeout)->dict: # `files` and those that were missing
-    "Let the package fetch the published text models that are not in `files`"
-    backend = make_backend(python, timeout, True, cards=_published)
-    for half in _published.keys() - files.keys():
-        weights, tokens = backend.call("fetch_files", timeout=None, name=half)
-        files = {"tokenizer": Path(tokens)} | files | {half: Path(weights)}
-    return files
+def fetched(path, parts:dict, # folder or None; "encoder", "decoder" and "tokenizer" -> path or None
+            python, timeout)->dict:
+    "`parts` with the published text models that are neither named nor in `path`, fetched by the package"
+    there, tokens = found_halves(local(path)) if path else {}, parts["tokenizer"]
+    missing = {half: card for half, card in _published.items() if not parts[half] and half not in there}
+    backend = make_backend(python, timeout, True, cards=missing)
+    for half in missing:
+        weights, of_card = backend.call("fetch_files", timeout=None, name=half)
+        parts, tokens = parts | {half: weights}, tokens or of_card
+    return parts | {"tokenizer": tokens}
 
+def published_file(half:str, at)->Path: # at: a file or a folder
+    "The checkpoint that holds `half`; raises `UserError` if it is of a kind that the package cannot read"
+    file = found_halves(local(at), [half])[half][1]
+    if file.suffix != ".pt": raise UserError(f"sonar-space reads the published checkpoints, such as {FILES[half].split()[0]}, and not {file}; give their folder.")
+    return file
+
+# %% ../../nbs/concepts/08_sonar_space.ipynb #05d9c486
 def load_sonar_space(path=None, # folder with the published checkpoints; None: $LCM_NB_SONAR or the cache
                      python=None, # interpreter of the environment with sonar-space; None: $LCM_NB_SONAR_PYTHON, or this one
                      encoder=None, decoder=None, tokenizer=None, # paths of single parts
-                     languages=None, heads=None, max_length=None, # as for `load_sonar`
+                     languages=None, heads=None, max_length=None, trust_pickle=False, # as for `load_sonar`
                      device=None, # where the models run; None: a GPU if there is one
                      dtype=None, # "float16" or "bfloat16"; None: float32
                      download=False, # let the package fetch the published models that are missing; several gigabytes
                      timeout=600., # seconds without an answer after which the other process is ended
                     )->SonarPackageSpace:
     "SONAR's models, run by Meta's package `sonar-space`"
-    folder = path or (None if encoder or decoder or download else home())
-    files = text_files(folder, encoder, decoder, tokenizer)
-    if download: files = fetched(files, python, timeout)
-    if not {"encoder", "decoder"} & files.keys() or "tokenizer" not in files:
-        raise UserError(f"sonar-space reads the published checkpoints, and {folder or 'what was named'} lacks them; put {', '.join(FILES.values())} there, or pass download=True to let the package fetch them.")
-    beside = [local(folder)] if folder else []
-    beside = list(dict.fromkeys([p if p.is_dir() else p.parent for p in (*beside, *files.values())]))
-    known = {n: v for f in reversed(beside) for n, v in facts(f).items()}
-    tok = SonarTokenizer(files["tokenizer"], languages and [names.language(l) for l in languages] or known.get("languages"))
-    states = {half: checkpoints(files[half], [half])[half] for half in _published if half in files}
-    length = max_length or known.get("max_length", 514)
+    parts = dict(encoder=encoder, decoder=decoder, tokenizer=tokenizer)
+    if download: parts = fetched(path, parts, python, timeout)
+    states, file, known = gather(path, **parts, trust_pickle=trust_pickle)
+    tok, length = SonarTokenizer(file, languages and [names.language(l) for l in languages] or known.get("languages")), max_length or known.get("max_length", 514)
+    files = {half: published_file(half, parts[half] or path or home()) for half in states}
     cards = {half: text_card(half, files[half], state, tok, heads or known.get("heads"), length) for half, state in states.items()}
-    speech = {spoken(l): f"sonar_speech_encoder_{l}" for l in HEARS} if download else {}
-    for f in reversed(beside): speech |= speech_cards(f)
-    backend = make_backend(python, timeout, download, cards=cards | speech, device=device and str(device), dtype=dtype and str(dtype).removeprefix("torch."))
+    if download: cards |= {spoken(l): f"sonar_speech_encoder_{l}" for l in HEARS}
+    for folder in {f.parent for f in files.values()}: cards |= speech_cards(folder)
+    backend = make_backend(python, timeout, download, cards=cards, device=device and str(device), dtype=dtype and str(dtype).removeprefix("torch."))
     dim = next(iter(states.values()))["embed_tokens.weight"].shape[1]
-    return SonarPackageSpace(tok, backend, space_id(states, known, tok), dim, length, cards | speech)
+    return SonarPackageSpace(tok, backend, space_id(states, known, tok), dim, length, cards)

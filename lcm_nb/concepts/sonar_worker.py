@@ -27,18 +27,19 @@ def receive(connection):
         return np.frombuffer(connection.recv_bytes(), d["dtype"]).reshape(d["shape"]) # they come in the order in which JSON names them
     return json.loads(connection.recv_bytes(), object_hook=array)
 
-# %% ../../nbs/concepts/07_sonar_worker.ipynb #91c9bd7a
+# %% ../../nbs/concepts/07_sonar_worker.ipynb #d97d22e6
 def answer(f, **kw):
     "The value of `f(**kw)`, or what went wrong, and the warnings"
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
+        handled = sys.exc_info()[1] # where this is called while another error is dealt with, that one is no cause
         try: out = {"value": f(**kw)}
-        except Exception as e: out = {"error": f"{type(e).__name__}: {innermost(e)}", "trace": traceback.format_exc()}
+        except Exception as e: out = {"error": f"{type(e).__name__}: {innermost(e, handled)}", "trace": traceback.format_exc()}
     return out | {"warnings": [str(w.message) for w in heard]}
 
-def innermost(e):
-    "What the first of a chain of errors says"
-    while nested := e.__cause__ or (not e.__suppress_context__ and e.__context__): e = nested
+def innermost(e, handled=None):
+    "What the first of a chain of errors says, after the error `handled`"
+    while (nested := e.__cause__ or (not e.__suppress_context__ and e.__context__)) and nested is not handled: e = nested
     return str(e) or type(e).__name__
 
 def serve(make, connection):
@@ -60,7 +61,7 @@ def asset_card(card:dict): # a name of a published card, or a dictionary
     base = asset_card(card["base"]) if "base" in card else None
     return AssetCard(card["name"], {k: v for k, v in card.items() if k not in ("name", "base")}, base)
 
-# %% ../../nbs/concepts/07_sonar_worker.ipynb #bc1cbd31
+# %% ../../nbs/concepts/07_sonar_worker.ipynb #09c4c554
 RATE = 16_000 # samples a second
 SHORTEST, LONGEST = 560, 81*RATE # samples: two frames of 25 ms, 10 ms apart; 4096 positions of 20 ms
 
@@ -71,10 +72,10 @@ def waveform(item): # path, or [samples, rate]
     import torch, torchaudio
     if isinstance(item, str): samples, rate = read_sound(item)
     else: samples, rate = torch.tensor(item[0], dtype=torch.float32), item[1]
+    if not SHORTEST/RATE <= len(samples)/rate <= LONGEST/RATE:
+        raise BadRecording(f"{item if isinstance(item, str) else 'a recording'} lasts {len(samples)/rate:.3f} s; SONAR hears from {SHORTEST/RATE} to {LONGEST/RATE:.0f} s, so cut it into sentences")
     if samples.ndim == 2: samples = samples.mean(1) # samples × channels
     if rate != RATE: samples = torchaudio.functional.resample(samples, int(rate), RATE)
-    if not SHORTEST <= len(samples) <= LONGEST:
-        raise BadRecording(f"{item if isinstance(item, str) else 'a recording'} lasts {len(samples)/RATE:.3f} s; SONAR hears from {SHORTEST/RATE} to {LONGEST/RATE:.0f} s, so cut it into sentences")
     return samples[None]
 
 def read_sound(path):

@@ -49,7 +49,7 @@ def in_batches(f, # items -> one row per item
             bar.update(len(batch))
     return rows
 
-# %% ../../nbs/concepts/02_space.ipynb #84b54f9e
+# %% ../../nbs/concepts/02_space.ipynb #dd45b77b
 class ConceptSpace:
     "Sentences ⇄ vectors. Subclasses give `id`, `dim`, `languages`, `license`, `encode_batch` and, if they can, `decode_batch`"
     id:str; dim:int; languages:list[str]; license:str
@@ -61,13 +61,10 @@ class ConceptSpace:
     def decode_batch(self, concepts, lang:str)->list[str]: # concepts: (b, e)
         raise UserError(f'The space "{self.id}" cannot turn concepts back into text; use one that decodes, such as "mini".')
     def encode_speech(self, audio:list, lang:str, progress=False): # (n, e); audio: paths, or pairs of samples and their rate in Hz
-        raise UserError(f'The space "{self.id}" cannot hear; load_space("sonar-space", FOLDER, python=…) can, with a speech encoder of SONAR in FOLDER.')
+        raise UserError(f'The space "{self.id}" cannot hear; load_space("sonar-space", FOLDER) can (on the command line --space sonar-space:FOLDER), with a speech encoder of SONAR in FOLDER.')
     def size(self, text:str)->int:
         "How long `text` is for the encoder, in its tokens or something proportional"
         return len(text)//4 + 3
-    def too_long(self, texts:list[str], lang:str)->list[bool]:
-        "Which `texts` the encoder does not read to their end"
-        return [False]*len(texts)
     def covers(self, texts:list[str], concepts, lang:str)->list[bool]:
         "Which `texts` their `concepts` (n, e) stand for faithfully; any text, unless a subclass knows better"
         return [bool(t.strip()) for t in texts]
