@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from lcm_nb.cli import run_command
-from lcm_nb.core.errors import RecordingError
+from lcm_nb.core.errors import RecordingError, UserError
 from lcm_nb.data.batches import BatchOptions, Mixture, open_documents
 from lcm_nb.data.cards import file_metadata, find_card
-from lcm_nb.data.prepare import PrepareOptions
+from lcm_nb.data.prepare import Document, PrepareOptions, Recording, hear
 from lcm_nb.data.prepare import prepare as run
 
 RATE = 8000
@@ -38,7 +38,7 @@ class Ear:
         if isinstance(audio, str):
             try:
                 with wave.open(audio) as f: audio = np.frombuffer(f.readframes(f.getnframes()), "<i2")/32768, f.getframerate()
-            except (wave.Error, EOFError) as e: raise RecordingError(f"{audio} cannot be read as audio: {e}") from None
+            except (wave.Error, EOFError) as e: raise RecordingError(f"{Path(audio).resolve()} cannot be read as audio: {e}") from None  # as the real one
         x, rate = audio
         loud = np.abs(np.fft.rfft(np.asarray(x)[:800]*np.hanning(800)))[:400].reshape(16, 25).sum(1)
         return (loud/np.linalg.norm(loud)).astype("float32")
@@ -212,4 +212,87 @@ def test_errors_before_the_work(args, says, capsys, monkeypatch):
 
 def test_languages_by_column():
     summary = prepare(jsonl([{"audio": "wav/200.wav", "l": "en"}, {"audio": "wav/500.wav", "l": "de"}, {"audio": "wav/900.wav", "l": "fr"}]), lang_column="l")
-    assert (summary["documents"], summary["reasons"]) == (2, {"the space has no language fra_Latn": 1})
+    assert (summary["documents"], summary["reasons"]) == (2, {"the space hears no fra_Latn": 1})
+
+
+def test_languages_of_questions_that_are_heard_and_answers_that_are_read():
+    rows = [{"audio": f"wav/{h}.wav", "answer": "Yes.", "l": l} for h, l in [(200, "en"), (500, "fr"), (900, "de"), (1500, "en")]]
+    summary = prepare(jsonl(rows), lang_column="l", target_text_column="answer")
+    assert (summary["documents"], summary["reasons"]) == (2, {"the space hears no fra_Latn": 1, "the space has no deu_Latn": 1})
+
+
+@pytest.mark.parametrize("column", [None, "l"])
+def test_a_space_that_is_not_made_to_hear(column, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with pytest.raises(UserError, match="The space stand-in@1 hears no speech; use one that does"):
+        prepare(jsonl([{"audio": "wav/200.wav", "l": "en"}]), space="stand_in_space:space", lang_column=column)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("text", [[3], [["A."]], 3, {"a": 1}, [{"a": 1}]])
+def test_a_transcript_that_is_no_text_rejects_its_document_alone(text):
+    rows = [{"audio": "wav/200.wav", "text": t} for t in ("Low.", text, [None], None)]
+    summary = prepare(jsonl(rows))
+    assert (summary["documents"], summary["reasons"]) == (3, {"text is neither text nor a list of transcripts": 1})
+    assert [open_documents("out=train").text(i) for i in range(3)] == [["Low."], ["200.wav"], ["200.wav"]]
+
+
+@pytest.mark.parametrize("audio", ["UklGRg"*1000, "wav/\0.wav", "", ".", {"array": [0, 1], "sampling_rate": float("inf")}, {"array": [10**400], "sampling_rate": 8000}, {"bytes": "UklGRg"}])
+def test_strange_recordings_reject_their_document_alone(audio):
+    summary = prepare(jsonl([{"audio": a} for a in ("wav/200.wav", audio, ["wav/500.wav"])]))
+    assert (summary["documents"], summary["rejected"]) == (2, 1)
+    assert len(json.loads(Path("out/rejected.jsonl").read_text())["reason"]) < 150
+
+
+def test_one_text_beside_several_recordings_is_kept():
+    rows = [{"audio": ["wav/200.wav", "wav/500.wav"], "text": t} for t in (["Low.", "Higher."], "Low and higher.", None)]
+    for name, some, kept in [("both", rows, ['["Low.", "Higher."]', "Low and higher.", None]), ("one", rows[1:], ["Low and higher.", None])]:
+        prepare(jsonl(some), name)
+        table = pq.read_table(f"{name}/split=train/part-00000.parquet", partitioning=None)
+        assert table["text"].to_pylist() == kept
+        assert table["text_sentences"].to_pylist() == [["Low.", "Higher."], *[["200.wav", "500.wav"]]*2][-len(some):]
+
+
+def test_transcripts_are_neither_cut_nor_cleaned(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said = ["No. " + "No! "*60, "🎉", "mm"]
+    summary = prepare(jsonl([{"audio": ["wav/200.wav"]*3, "text": said}]), preset="reference", min_unique_chars=4)  # its sat-3l is not needed, and not looked for
+    assert open_documents("out=train").text(0) == [s.strip() for s in said] and summary["dropped_sentences"] == 0
+
+
+def test_answers_to_what_is_heard_are_cut_and_cleaned():
+    summary = prepare(jsonl([{"audio": "wav/200.wav", "text": "How? Now? 🎉", "answer": "Yes 🎉. Very much so."}]), target_text_column="answer", remove_emojis=True, max_chars=12)
+    docs = open_documents("out=train")
+    assert (docs.text(0), docs.target_text(0), summary["concepts"]) == (["How? Now? 🎉"], ["Yes .", "Very", "much so."], 4)
+
+
+def test_a_broken_file_goes_by_its_full_path(tmp_path):
+    "Even if the input is relative, the folder of files is a link, and a part of the path is a path too"
+    Path("link").symlink_to("data")
+    Path("data/wav/broken.wav").write_bytes(b"RIFF")
+    prepare(jsonl([{"audio": "wav/200.wav"}, {"audio": "wav/broken.wav"}, {"audio": "wav/500.wav"}], "link/a.jsonl"))
+    reason = json.loads(Path("out/rejected.jsonl").read_text())["reason"]
+    assert reason.startswith(f"{(tmp_path/'data/wav/broken.wav').resolve()} cannot be read as audio")
+
+
+@pytest.mark.parametrize("suffix", ["", ".wav"])
+def test_bytes_go_by_their_names_however_many(suffix, tmp_path, monkeypatch):
+    "Temporary files are called 1, 10, 11 …, their folder is a link"
+    (tmp_path/"real").mkdir()
+    (tmp_path/"linked").symlink_to("real")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path/"linked"))
+    bytes_of = lambda i: {"bytes": b"RIFF" if i == 10 else tone_file(200), "path": f"talk-{i}{suffix}" if suffix else None}
+    pq.write_table(pa.table({"audio": [[bytes_of(i) for i in range(12)], [bytes_of(0)], [bytes_of(1)]]}), "data/a.parquet")
+    prepare("data/a.parquet")
+    assert json.loads(Path("out/rejected.jsonl").read_text())["reason"].startswith(f"talk-10{suffix} cannot be read" if suffix else "audio 11 cannot be read")
+
+
+def test_what_fails_behind_a_broken_recording_is_told_alone():
+    "An error of a later call does not carry the earlier one with it"
+    class Moody(Ear):
+        def encode_speech(self, audio, lang, progress=False):
+            if len(audio) == 1: raise UserError("The speech model is gone.")
+            return super().encode_speech(audio, lang, progress)
+    documents = [Document(i, f"x:{i}", {}, recordings=[Recording("b.wav", b"RIFF")]) for i in range(2)]
+    with pytest.raises(UserError, match="is gone") as e: hear(documents, "eng_Latn", Moody())
+    assert e.value.__context__ is None

@@ -1,14 +1,13 @@
 "Segmentation: what needs a model on disk, or more texts than a notebook should run."
 import importlib
 import random
-import time
 
 import numpy as np
 import pytest
 import torch
 from tiny_sat import story_texts, train_tiny_sat
 
-from lcm_nb.concepts.segment import PRESETS, boundary_probs, fit, likeliest, load_sat, segment, segment_all, tidy, torn, varied, without_emojis
+from lcm_nb.concepts.segment import PRESETS, boundary_probs, emoji_sentences, fit, likeliest, load_sat, segment, segment_all, tidy, torn, varied, without_emojis
 from lcm_nb.core.errors import UserError
 
 ALPHABET = list("abcABC 123") + ["word ", ". ", "! ", ", ", "; ", " – ", "。", "、", "？", "\n", "\n\n", "\r\n", "\t", "\u00a0", "\u2029", "\x85", "\x1f", "\u200b", "\ufeff",
@@ -118,12 +117,13 @@ def test_many_texts_at_once_are_as_one_by_one(sat_folder, stories):
     assert segment_all(texts, "en", method=sat_folder) == [segment(t, "en", method=sat_folder) for t in texts]
 
 
-def test_batches_are_faster(sat_folder, stories):
-    texts = [s for story in stories for s in story]
-    start = time.perf_counter(); segment_all(texts, "en", method=sat_folder); together = time.perf_counter() - start
-    start = time.perf_counter(); [segment(t, "en", method=sat_folder) for t in texts]; alone = time.perf_counter() - start
-    print(f"{len(texts)} short texts: {together:.2f} s together, {alone:.2f} s one by one")
-    assert together < alone
+def test_texts_go_through_the_model_in_full_batches(sat_folder, stories):
+    texts, rows = [s for story in stories for s in story], []
+    hook = load_sat(sat_folder, None).model.model.register_forward_pre_hook(lambda model, args, kw: rows.append(len(kw["attention_mask"])), with_kwargs=True)
+    try: segment_all(texts, "en", method=sat_folder)
+    finally: hook.remove()
+    print(f"{len(texts)} short texts in {len(rows)} batches")
+    assert sum(rows) == len(texts) and rows[:-1] == [max(rows)]*(len(rows) - 1) and len(rows) <= len(texts)/30
 
 
 def test_hard_cases(sat_folder):
@@ -224,6 +224,13 @@ def test_emojis_go_whole(emoji): assert without_emojis(f"a {emoji}b{emoji}{emoji
 
 @pytest.mark.parametrize("text", ["0123456789 #*", "© ® ™ ℹ ☎ ❤ ♀ ✓ ★ → ↔ ½ №", "你好。かな！한국어", "नमस्ते ไทย العربية", "e\u0301 ñ \u200d x\ufe0f", "(-: ^_^"])
 def test_what_is_no_emoji_stays(text): assert without_emojis(text) == text
+
+
+def test_sentences_of_emojis_alone_are_counted(sat_folder):
+    texts = ["We won! 🎉🎉\n\n👨‍👩‍👧‍👦\n\nBye ❤️ now.", "⭐", "None 1 # ©.", ""]
+    assert emoji_sentences(texts, "en") == [2, 1, 0, 0]
+    assert segment_all(texts, "en", remove_emojis=True) == [["We won!", "Bye now."], [], ["None 1 # ©."], []]
+    assert segment_all(texts, "en", remove_emojis=True, method=sat_folder)[1] == []
 
 
 def test_reference_settings(sat_folder):

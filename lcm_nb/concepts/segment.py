@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'plain_blanks', 'join_labels', 'tidy', 'nearest_cut', 'torn', 'hard_cut', 'halve', 'fit', 'cut_weights',
            'likeliest', 'cut_at', 'sat_tokenizer', 'load_sat', 'on_device', 'boundary_probs', 'sat_pieces',
-           'rule_pieces', 'splitter', 'without_emojis', 'varied', 'segment_all', 'segment']
+           'rule_pieces', 'splitter', 'without_emojis', 'varied', 'segment_all', 'segment', 'emoji_sentences']
 
 # %% ../../nbs/concepts/01_segment.ipynb #941c9e7e
 import functools, re
@@ -183,7 +183,7 @@ def varied(sentences:list[str], min_unique_chars:int)->list[str]:
     "Those `sentences` that have at least `min_unique_chars` different characters"
     return [s for s in sentences if len(set(s)) >= min_unique_chars]
 
-# %% ../../nbs/concepts/01_segment.ipynb #3fd5bab8
+# %% ../../nbs/concepts/01_segment.ipynb #010e7be6
 def segment_all(texts:list[str], # any texts
                 lang:str, # their language (`eng_Latn`, `eng` or `en`)
                 max_chars=200, # longer sentences are cut again
@@ -193,7 +193,7 @@ def segment_all(texts:list[str], # any texts
                 keep_whole=0, # texts of at most so many characters are one sentence
                 device=None, # SaT: "cuda", "cpu", …; None: the fastest at hand
                )->list[list[str]]: # for each text its sentences, of at most `max_chars` characters, none blank
-    "Cut `texts` into sentences; joined, they give each text back up to white space. A blank text gives `[]`"
+    "Cut `texts` into sentences; joined, they give each text (with `remove_emojis`, what is left of it) back up to white space. A blank text gives `[]`"
     if max_chars < 1: raise UserError(f"max_chars must be at least 1, not {max_chars}.")
     split = splitter(method, language(lang), threshold, max_chars, device)
     texts = [plain_blanks(without_emojis(t) if remove_emojis else t) for t in texts]
@@ -205,6 +205,15 @@ def segment_all(texts:list[str], # any texts
 def segment(text:str, lang:str, max_chars=200, **kwargs)->list[str]:
     "The sentences of one text, by `segment_all`"
     return segment_all([text], lang, max_chars, **kwargs)[0]
+
+# %% ../../nbs/concepts/01_segment.ipynb #fe39c494
+def emoji_sentences(texts:list[str], # any texts
+                    lang:str, # their language
+                    **kwargs, # options of `segment_all`, such as `keep_whole`
+                   )->list[int]: # one number for each text
+    "How many sentences of each text are nothing but emojis"
+    having = ["" if without_emojis(t) == t else t for t in texts]
+    return [sum(not without_emojis(s).strip() for s in sentences) for sentences in segment_all(having, lang, **kwargs)]
 
 # %% ../../nbs/concepts/01_segment.ipynb #9ef6d6c1
 PRESETS = {"default": dict(method="sentencex", max_chars=200, remove_emojis=False, keep_whole=0),
