@@ -462,11 +462,11 @@ def raw(w): # no copy, if `w` is contiguous and on the CPU
     "The bytes of a tensor"
     return memoryview(w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
-# %% ../../nbs/concepts/05_sonar.ipynb #d70b30f6
-def facts(folder:Path)->dict: # of heads, max_length, languages, space (an id): what is known
+# %% ../../nbs/concepts/05_sonar.ipynb #da17b6aa
+def facts(folder:Path)->dict: # of heads, max_length, languages, id, license: what is known
     "What files beside the weights say about them"
     about = read_json(folder/"config.json") if (folder/"config.json").is_file() else {}
-    if about.get("space") == "sonar": return {n: about[n] for n in ("heads", "max_length", "languages", "id") if n in about}
+    if about.get("space") == "sonar": return {n: about[n] for n in ("heads", "max_length", "languages", "id", "license") if n in about}
     out = {"heads": about["encoder_attention_heads"]} if "encoder_attention_heads" in about else {}
     for card in (c for file in sorted(folder.glob("*.yaml")) for c in config.load_yaml(file, every=True) if isinstance(c, dict) and c.get("model_family") != "sonar_speech"):
         sizes, words = (card.get(n, {}).get("_set_", {}) for n in ("model_config", "tokenizer_config"))
@@ -533,7 +533,7 @@ def gather(path=None, encoder=None, decoder=None, tokenizer=None, # folder or fi
     if len(models) != 1: raise UserError(f"SONAR needs one SentencePiece model and {folders[0]} holds {len(models) or 'none'}; put {FILES['tokenizer']} there, or name it with tokenizer=….")
     return states, models[0], known
 
-# %% ../../nbs/concepts/05_sonar.ipynb #5ce438e7
+# %% ../../nbs/concepts/05_sonar.ipynb #95337b8e
 def assemble(states:dict, file:Path, known:dict, # as `gather` finds them
              only=None, languages=None, heads=None, max_length=None, device=None, dtype=None)->SonarSpace: # see `load_sonar`
     "The space that these parts make"
@@ -545,7 +545,9 @@ def assemble(states:dict, file:Path, known:dict, # as `gather` finds them
         return wrap(build(kind, state, heads or known.get("heads"), length, device, dtype))
     parts = half("encoder", M2M100Encoder, SonarEncoder), half("decoder", M2M100Decoder, SonarDecoder)
     if parts == (None, None): raise UserError(f"There is no SONAR {only} beside {file}; put {FILES[only]} there.")
-    return SonarSpace(tok, *parts, space_id(states, known, tok), length)
+    space = SonarSpace(tok, *parts, space_id(states, known, tok), length)
+    space.license = known.get("license", space.license)
+    return space
 
 def precision(dtype, device):
     "The torch dtype to run in"
