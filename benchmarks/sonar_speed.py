@@ -21,14 +21,14 @@ ROOT = Path(__file__).parents[1]
 SIZES = dict(pieces=8000, dim=512, layers=6, heads=8, ffn=2048, max_length=512, languages=["eng_Latn", "fra_Latn"], speech="eng")
 
 
-def sentences(n, seed=0):
-    "Made-up sentences of 2 to 60 words, most of them short; words as frequent as Zipf says"
+def sentences(n, seed=0, more=14):
+    "Made-up sentences of 2 to 60 words, `more` than 2 on average; words as frequent as Zipf says"
     rng = random.Random(seed)
     syllables = [c + v + e for c in "bdfghklmnprstvz" for v in "aeiou" for e in ("", "n", "r", "s", "l")]
     words = list({"".join(random.Random(i).choices(syllables, k=1 + i % 4)) for i in range(20_000)})
     words.sort()
     weights = [1 / (r + 3) for r in range(len(words))]
-    lengths = [min(60, 2 + int(rng.expovariate(1 / 14))) for _ in range(n)]
+    lengths = [min(60, 2 + int(rng.expovariate(1 / more))) for _ in range(n)]
     return [" ".join(rng.choices(words, weights, k=k)).capitalize() + "." for k in lengths]
 
 
@@ -104,6 +104,7 @@ def main():
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--device", default="cpu")
     p.add_argument("--sentences", type=int, default=2000, help="to encode")
+    p.add_argument("--words", type=float, default=14, help="words of a sentence on average, beyond the first two")
     p.add_argument("--decode", type=int, default=200, help="of them, to decode")
     p.add_argument("--max-length", type=int, default=64, help="tokens written at most")
     p.add_argument("--rounds", type=int, default=3)
@@ -121,7 +122,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.folder or f"{scratch}/sonar")
         if not (folder / "cards.yaml").exists(): make(folder)
-        texts = sentences(args.sentences)
+        texts = sentences(args.sentences, more=args.words)
         space = load_space("sonar", folder, device=args.device, dtype="float32")
         tokens = [len(r) for r in space.tokenizer.source(texts, "eng_Latn")]
         common = dict(threads=args.threads, device=args.device, cpu_time=args.cpu_time)
