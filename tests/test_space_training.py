@@ -181,9 +181,9 @@ from datetime import timedelta
 from accelerate import Accelerator
 from lcm_nb.training.spaces import main_first
 Accelerator()
-dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1), dist.group.WORLD) # the usual patience, but shorter
+dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2), dist.group.WORLD) # the usual patience, but shorter
 with main_first() as main:
-    if main: time.sleep(4)
+    if main: time.sleep(6)
     else: print("waited")
 with main_first() as main:
     if main: os._exit(9)

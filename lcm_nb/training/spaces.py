@@ -391,18 +391,19 @@ def prepare_text(recipe:SpaceRecipe, folder, # where the result is put, or was
         write_json(t/"origin.json", made)
     return coding
 
-# %% ../../nbs/training/06_spaces.ipynb #a0366b49
+# %% ../../nbs/training/06_spaces.ipynb #28f0bf39
 @contextmanager
 def main_first(limit=timedelta(days=30)): # limit: so long the others wait
     "The block in the main process, then in the others; gives whether this is the main one"
     state = Accelerator()
     if state.num_processes == 1: yield True; return
-    group, well = dist.new_group(backend="gloo", timeout=limit), torch.zeros(1)
+    patient, well = functools.partial(dist.new_group, backend="gloo", timeout=limit), torch.zeros(1)
     if state.is_main_process:
+        group = patient()
         try: yield True; well += 1
         finally: dist.broadcast(well, 0, group)
         return
-    try: dist.broadcast(well, 0, group)
+    try: dist.broadcast(well, 0, patient())
     except RuntimeError: pass # the other end is gone
     if not well: raise UserError("The main process, which prepares the text for all, stopped before the text was there; its own message says why.")
     yield False
