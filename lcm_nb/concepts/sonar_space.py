@@ -7,11 +7,12 @@ __all__ = ['WORKER', 'HEARS', 'ending', 'last_words', 'close', 'value_of', 'Remo
            'speech_cards', 'SonarPackageSpace', 'recording', 'unheard', 'make_backend', 'fetched', 'published_file',
            'load_sonar_space']
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #a2878cf3
-import functools, importlib.resources, importlib.util, os, re, signal, socket, struct, subprocess, sys, tempfile, warnings, weakref
+# %% ../../nbs/concepts/08_sonar_space.ipynb #645e536f
+import importlib.resources, importlib.util, os, re, signal, socket, struct, subprocess, tempfile, warnings, weakref
 from multiprocessing.connection import Connection
 from pathlib import Path
 import numpy as np, torch
+from fastcore.basics import patch
 from ..core import config, names
 from ..core.errors import RecordingError, UserError
 from ..core.rng import key_seed
@@ -140,9 +141,7 @@ class SonarPackageSpace(SonarReader):
         self.need("encoder")
         return torch.tensor(self.backend.call("encode", texts=[t for t, _ in batch], lang=lang))
 
-# %% ../../nbs/concepts/08_sonar_space.ipynb #7f3fe39a
-from fastcore.basics import patch
-
+# %% ../../nbs/concepts/08_sonar_space.ipynb #12b68510
 @patch
 def _write(self:SonarPackageSpace, method, concepts, lang, progress, search):
     "What `method` of the backend makes of `concepts`, in batches"

@@ -14,16 +14,14 @@ from os import PathLike
 import torch
 from fastcore.basics import patch
 
-# %% ../../nbs/generation/01_writer.ipynb #2364fb08
+# %% ../../nbs/generation/01_writer.ipynb #7d595314
 from ..concepts.segment import segment
 from ..concepts.space import load_space
 from ..core import config
 from ..core.errors import UserError
 from ..core.files import atomic, read_text
 from ..core.names import language
-from ..data.batches import ConceptBatch
-from ..data.batches import open_documents
-from ..models.config import Sampling
+from ..data.batches import ConceptBatch, open_documents
 from ..models.lcm import load_lcm
 
 # %% ../../nbs/generation/01_writer.ipynb #54b5585f

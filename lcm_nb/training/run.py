@@ -12,8 +12,8 @@ from pathlib import Path
 # %% ../../nbs/training/05_run.ipynb #222f0120
 import torch
 
-# %% ../../nbs/training/05_run.ipynb #2b360b55
-from ..core.config import load_yaml, replace, save_yaml, to_dict
+# %% ../../nbs/training/05_run.ipynb #5eed8c03
+from ..core.config import load_yaml, save_yaml, to_dict
 from ..core.errors import UserError
 from ..core.rng import key_seed
 from .loop import train
